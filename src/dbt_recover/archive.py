@@ -1,0 +1,519 @@
+"""The archive, read: open it, list runs, find one, load what its invocations left.
+
+Writing is publish.py; every key comes from layout.py. What has no commit record is open: it is
+shown as running while its heartbeat is fresh, and as lost after that, from its journal alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import zstandard
+
+from . import layout
+from .errors import DamagedError, NotFoundError, UsageError
+from .graph import Graph
+from .journal import Record, fold
+from .layout import Listed, RunPlace, Summary
+from .model import Artifact, Invocation, NodeResult, Recorded, RunInfo, RunSummary
+from .storage.base import MissingKey, PreconditionFailed, Storage
+
+HEARTBEAT_SECONDS = 15
+HEARTBEAT_LOST_AFTER = 60
+"""Seconds without a sign of life after which a running invocation is taken for lost."""
+
+MAX_RECORD = 64 * 1024 * 1024
+MAX_ARTIFACT = 4 * 1024 * 1024 * 1024
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """archive.json."""
+
+    format: str = "dbt-recover"
+    version: int = layout.FORMAT_VERSION
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How a run stands."""
+
+    whole: bool
+    failed: int
+    """Nodes that still have to run."""
+    total: int
+
+
+class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """commit.json: the invocation is there once this is."""
+
+    version: int
+    invocation: Invocation
+    complete: bool
+    """Whether dbt came to its own end and recorded every node."""
+    artifacts: list[Artifact] = []
+    segments: int = 0
+    """How many journal segments belong to it."""
+    verdict: Verdict | None = None
+    """A retry's: how the whole run stands after it."""
+    nonce: str = ""
+    """Tells two writers of the same invocation apart."""
+
+
+class Begun(msgspec.Struct, frozen=True, omit_defaults=True):
+    """begun.json."""
+
+    version: int
+    invocation: Invocation
+
+
+class Results(msgspec.Struct, frozen=True, omit_defaults=True):
+    """results.json: node results of one invocation, dbt's file and the journal put together."""
+
+    version: int
+    results: list[NodeResult] = []
+    in_flight: list[str] = []
+
+
+class RunPointer(msgspec.Struct, frozen=True):
+    version: int
+    run: RunInfo
+
+
+class InvocationPointer(msgspec.Struct, frozen=True):
+    """ids/invocations/*.json."""
+
+    version: int
+    run_id: str
+    began: str
+
+
+@dataclass
+class RunEntries:
+    """What a listing says of one run."""
+
+    place: RunPlace
+    begun: set[str] = field(default_factory=set)
+    committed: set[str] = field(default_factory=set)
+    summaries: dict[str, Summary] = field(default_factory=dict)
+
+    @property
+    def open(self) -> set[str]:
+        """Invocations without a commit record."""
+        return self.begun - self.committed
+
+
+class Archive:
+    """A store that holds an archive of this format."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    @property
+    def url(self) -> str:
+        """What the user would type to name it."""
+        return self.storage.url
+
+    def check(self, *, create: bool = False) -> None:
+        """Make sure that there is an archive of a version we know.
+
+        NotFoundError (10) if there is none and create is false; DamagedError (13) for a marker
+        that is not ours or of a newer version.
+        """
+        try:
+            data = self.storage.read(layout.MARKER, max_bytes=65536).data
+        except MissingKey:
+            if not create:
+                raise NotFoundError(
+                    f"there is no archive at {self.url}",
+                    hint="check --archive (DBT_RECOVER_ARCHIVE); the first "
+                    "`dbt-recover exec -- dbt build` makes one",
+                ) from None
+            body = msgspec.json.encode(Marker())
+            try:
+                self.storage.write(layout.MARKER, body, if_absent=True)
+            except PreconditionFailed:
+                self.check()
+            return
+        marker = self._decode(data, Marker, layout.MARKER)
+        if marker.format != "dbt-recover":
+            raise DamagedError(f"{self.url}/{layout.MARKER} is not a dbt-recover archive's")
+        if marker.version > layout.FORMAT_VERSION:
+            raise DamagedError(
+                f"the archive at {self.url} has format version {marker.version}; this dbt-recover "
+                f"knows up to {layout.FORMAT_VERSION}",
+                hint="upgrade dbt-recover: pip install -U dbt-recover",
+            )
+
+    # Finding runs
+
+    def dates(self) -> list[str]:
+        """Days that have runs, newest first."""
+        days = self.storage.folders(layout.RUNS)
+        return sorted((d for d in days if layout.is_date(d)), reverse=True)
+
+    def entries(self, date: str) -> list[RunEntries]:
+        """The runs of a day, oldest first; one listing."""
+        return self._collect(f"{layout.RUNS}{date}/")
+
+    def entry(self, place: RunPlace) -> RunEntries:
+        """One run's entries. NotFoundError if it has none."""
+        found = self._collect(place.records())
+        if not found:
+            raise NotFoundError(f"run {place.run_id} has no invocation in {self.url}")
+        return found[0]
+
+    def _collect(self, prefix: str) -> list[RunEntries]:
+        runs: dict[str, RunEntries] = {}
+        for item in self.storage.list(prefix):
+            listed = layout.parse_record_key(item.key)
+            if listed is not None:
+                _add(runs, listed)
+        return [runs[name] for name in sorted(runs)]
+
+    def summary(self, entries: RunEntries) -> RunSummary:
+        """A line of `runs`. Reads an object only where a writer died at the wrong moment, and a
+        heartbeat only of what has not ended."""
+        words = dict(entries.summaries)
+        for invocation_id in entries.committed - words.keys():
+            # Killed between the commit and its summary: the commit says it all.
+            words[invocation_id] = summarise(self.commit_of(entries.place, invocation_id))
+        unended = self._unended(entries, words)
+        running = any(self.alive(entries.place, i) for i in unended)
+        status = _status(list(words.values()), bool(unended), running)
+        last = max(words.values(), key=lambda s: (s.attempt, s.ended), default=None)
+        latest = _last_words(list(words.values()))
+        place = entries.place
+        return RunSummary(
+            run=RunInfo(
+                place.run_id,
+                place.began,
+                logical_date=next((s.logical_date for s in words.values() if s.logical_date), ""),
+            ),
+            status=status,
+            attempts=max((s.attempt for s in words.values()), default=1),
+            invocations=len(words) + len(entries.open),
+            failed=sum(s.failed for s in latest),
+            total=max((s.total for s in words.values() if s.scope == "run"), default=0)
+            or sum(s.total for s in latest),
+            seconds=sum(s.seconds for s in words.values()),
+            command=_commands(list(words.values())),
+            ended=last.ended if last else "",
+        )
+
+    def _unended(self, entries: RunEntries, words: dict[str, Summary]) -> set[str]:
+        """Open invocations that no later word on the whole run has settled."""
+        settled = max((s.ended for s in words.values() if s.scope == "run"), default="")
+        if not settled:
+            return entries.open
+        return {
+            i for i in entries.open if self.begun_of(entries.place, i).invocation.began > settled
+        }
+
+    def alive(self, place: RunPlace, invocation_id: str) -> bool:
+        """Whether the invocation gave a sign of life within the last minute."""
+        stat = self.storage.stat(place.heartbeat(invocation_id))
+        return stat is not None and stat.age < HEARTBEAT_LOST_AFTER
+
+    def runs(
+        self,
+        *,
+        since: str = "",
+        until: str = "",
+        status: str = "",
+        logical_date: str = "",
+        limit: int | None = None,
+    ) -> Iterator[RunSummary]:
+        """Runs, newest first. since and until are days, both included."""
+        count = 0
+        for date in self.dates():
+            if (since and date < since) or (until and date > until):
+                continue
+            for entries in reversed(self.entries(date)):
+                summary = self.summary(entries)
+                if status and summary.status != status:
+                    continue
+                if logical_date and not summary.run.logical_date.startswith(logical_date):
+                    continue
+                yield summary
+                count += 1
+                if limit is not None and count >= limit:
+                    return
+
+    def resolve(self, spec: str, *, logical_date: str = "") -> RunPlace:
+        """The run that `latest`, `latest-failed`, a day, an id or its beginning names.
+
+        NotFoundError lists what there is instead; UsageError lists candidates if it is ambiguous.
+        """
+        if spec in ("latest", "latest-failed"):
+            return self._latest(failed=spec == "latest-failed", logical_date=logical_date)
+        if layout.is_date(spec):
+            found = [self.summary(e) for e in self.entries(spec)]
+            if found:
+                failed = [s for s in found if s.status == "failed"]
+                return _place((failed or found)[-1])
+            raise NotFoundError(f"no run began on {spec} in {self.url}", hint=self._what_there_is())
+        place = self.find(spec)
+        if place is not None:
+            return place
+        candidates = [
+            layout.run_of_pointer(item.key)
+            for item in self.storage.list(layout.run_pointer_prefix(spec))
+        ]
+        if len(candidates) == 1 and (place := self.find(candidates[0])) is not None:
+            return place
+        if candidates:
+            listed = "".join(f"\n  {c}" for c in candidates[:10])
+            more = f"\n  and {len(candidates) - 10} more" if len(candidates) > 10 else ""
+            raise UsageError(
+                f"{spec!r} is the beginning of {len(candidates)} runs:{listed}{more}",
+                hint="type more of the id",
+            )
+        owner = self.run_of_invocation(spec)
+        if owner is not None:
+            return owner
+        raise NotFoundError(f"no run {spec!r} in {self.url}", hint=self._what_there_is())
+
+    def find(self, run_id: str) -> RunPlace | None:
+        """The place of the run with exactly this id."""
+        key = layout.run_pointer(run_id)
+        try:
+            data = self.storage.read(key, max_bytes=MAX_RECORD).data
+        except MissingKey:
+            return None
+        run = self._decode(data, RunPointer, key).run
+        return RunPlace.of(run.run_id, run.began)
+
+    def run_of_invocation(self, invocation_id: str) -> RunPlace | None:
+        """The run a dbt invocation_id belongs to."""
+        key = layout.invocation_pointer(invocation_id)
+        try:
+            data = self.storage.read(key, max_bytes=MAX_RECORD).data
+        except MissingKey:
+            return None
+        pointer = self._decode(data, InvocationPointer, key)
+        return RunPlace.of(pointer.run_id, pointer.began)
+
+    def _latest(self, *, failed: bool, logical_date: str) -> RunPlace:
+        newest: RunPlace | None = None
+        for date in self.dates():
+            for entries in reversed(self.entries(date)):
+                summary = self.summary(entries)
+                if logical_date and not summary.run.logical_date.startswith(logical_date):
+                    continue
+                newest = newest or entries.place
+                if not failed or summary.status == "failed":
+                    return entries.place
+        if newest is not None:
+            # Nothing failed: the newest run, which a retry will find whole, or running.
+            return newest
+        if logical_date:
+            raise NotFoundError(f"no run with logical date {logical_date} in {self.url}")
+        raise NotFoundError(
+            f"the archive at {self.url} has no runs yet",
+            hint="record one: dbt-recover exec -- dbt build",
+        )
+
+    def _what_there_is(self) -> str:
+        recent = [s.run.run_id for s in self.runs(limit=5)]
+        if not recent:
+            return "the archive has no runs yet; record one: dbt-recover exec -- dbt build"
+        return "the latest runs are " + ", ".join(recent) + "; see dbt-recover runs"
+
+    # Loading a run
+
+    def load(self, place: RunPlace) -> list[Recorded]:
+        """All invocations of a run, with their results. Raises DamagedError for any that cannot
+        be read whole: a plan from half a record would be wrong."""
+        entries = self.entry(place)
+        committed = [self._load_committed(place, i) for i in sorted(entries.committed)]
+        return committed + [self._load_open(place, i) for i in sorted(entries.open)]
+
+    def commit_of(self, place: RunPlace, invocation_id: str) -> Commit:
+        """The commit record."""
+        key = place.commit(invocation_id)
+        commit: Commit = self._decode(
+            self.storage.read(key, max_bytes=MAX_RECORD).data, Commit, key
+        )
+        if commit.version > layout.FORMAT_VERSION:
+            raise DamagedError(
+                f"{key} has version {commit.version}, newer than this dbt-recover knows",
+                hint="upgrade dbt-recover: pip install -U dbt-recover",
+            )
+        return commit
+
+    def _load_committed(self, place: RunPlace, invocation_id: str) -> Recorded:
+        commit = self.commit_of(place, invocation_id)
+        named = {a.name: a for a in commit.artifacts}
+        results = Results(layout.FORMAT_VERSION)
+        if "results.json" in named:
+            data = self.artifact_bytes(named["results.json"])
+            results = self._decode(data, Results, named["results.json"].key)
+        graph = named.get("graph.json")
+        return Recorded(
+            commit.invocation,
+            {r.unique_id: r for r in results.results},
+            frozenset(results.in_flight),
+            commit.complete,
+            graph,
+        )
+
+    def begun_of(self, place: RunPlace, invocation_id: str) -> Begun:
+        """The record written when the invocation began."""
+        key = place.begun(invocation_id)
+        begun: Begun = self._decode(self.storage.read(key, max_bytes=MAX_RECORD).data, Begun, key)
+        return begun
+
+    def _load_open(self, place: RunPlace, invocation_id: str) -> Recorded:
+        begun = self.begun_of(place, invocation_id)
+        journal = fold(self.journal_records(place, invocation_id), begun.invocation.invocation_id)
+        alive = self.alive(place, invocation_id)
+        invocation = msgspec.structs.replace(
+            begun.invocation,
+            end="running" if alive else "lost",
+            ended="" if alive else journal.last,
+            dbt_version=begun.invocation.dbt_version or journal.dbt_version,
+            target=begun.invocation.target or journal.target,
+        )
+        graph_key = place.data(invocation_id, "graph.json.zst")
+        found = self.storage.stat(graph_key)
+        graph = Artifact("graph.json", graph_key, "", MAX_RECORD * 4, found.size) if found else None
+        return Recorded(invocation, journal.results, journal.in_flight, False, graph)
+
+    def journal_records(self, place: RunPlace, invocation_id: str) -> Iterator[Record]:
+        """The records of the invocation's journal segments; a damaged segment is refused."""
+        decoder = msgspec.json.Decoder(Record)
+        for item in self.storage.list(place.segments(invocation_id)):
+            data = decompress(self.storage.read(item.key, max_bytes=MAX_RECORD).data, item.key)
+            for line in data.splitlines():
+                try:
+                    yield decoder.decode(line)
+                except msgspec.DecodeError as exc:
+                    raise DamagedError(f"{item.key} holds a line that is no record") from exc
+
+    def graph(self, record: Recorded) -> Graph | None:
+        """The compact graph of an invocation; None if it left no manifest."""
+        from .manifest import decode_graph
+
+        if record.graph is None:
+            return None
+        return decode_graph(self.artifact_bytes(record.graph))
+
+    def artifact_bytes(self, artifact: Artifact) -> bytes:
+        """The file as dbt wrote it, its hash checked. DamagedError if a bit of it differs."""
+        if not artifact.key.startswith(layout.DATA):
+            raise DamagedError(f"a commit record names {artifact.key!r}, outside of {layout.DATA}")
+        try:
+            stored = self.storage.read(artifact.key, max_bytes=MAX_ARTIFACT).data
+        except MissingKey as exc:
+            raise DamagedError(f"{artifact.key} is missing from {self.url}") from exc
+        data = decompress(stored, artifact.key, limit=artifact.size)
+        if artifact.sha256 and hashlib.sha256(data).hexdigest() != artifact.sha256:
+            raise DamagedError(f"{artifact.key} in {self.url} is not what was written (sha256)")
+        return data
+
+    def _decode(self, data: bytes, type_: type[Any], key: str) -> Any:
+        try:
+            return msgspec.json.decode(data, type=type_)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise DamagedError(f"{key} in {self.url} is damaged: {exc}") from exc
+
+
+def check_day(text: str) -> None:
+    """UsageError unless text is empty or a day that exists."""
+    from datetime import date
+
+    try:
+        if text:
+            date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"not a day: {text!r}", hint="write it as 2026-01-31") from None
+
+
+def decompress(data: bytes, name: str, *, limit: int = MAX_RECORD) -> bytes:
+    """Undo zstd; DamagedError if it is cut short, altered, or grows beyond limit bytes."""
+    try:
+        size = zstandard.frame_content_size(data)
+        # Asked before anything is allocated: a small object can claim to hold 10 GB.
+        if size > limit:
+            raise DamagedError(f"{name} would grow to {size} bytes; it should have {limit}")
+        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=limit)
+    except zstandard.ZstdError as exc:
+        raise DamagedError(f"{name} is damaged or cut short: {exc}") from exc
+    return plain
+
+
+def summarise(commit: Commit, results: Results | None = None) -> Summary:
+    """The listing's line for a commit; counts are 0 where the results are not at hand."""
+    from .model import SUCCESSES
+
+    invocation = commit.invocation
+    nodes = results.results if results else []
+    bad = sum(1 for r in nodes if r.status not in SUCCESSES)
+    ok = invocation.exit_code == 0 and commit.complete
+    verdict = commit.verdict or Verdict(
+        ok, 0 if ok else bad + len(results.in_flight if results else []), len(nodes)
+    )
+    return Summary(
+        attempt=invocation.attempt,
+        state="ok" if verdict.whole else "failed",
+        failed=verdict.failed,
+        total=verdict.total,
+        seconds=seconds_between(invocation.began, invocation.ended),
+        ended=invocation.ended[:19],
+        command=invocation.command,
+        step=invocation.step
+        or "=" + hashlib.sha256(repr(invocation.argv).encode()).hexdigest()[:8],
+        scope=invocation.scope or "step",
+        logical_date=invocation.run.logical_date,
+    )
+
+
+def seconds_between(began: str, ended: str) -> float:
+    """Between two ISO times; 0 if either is missing."""
+    from datetime import datetime
+
+    try:
+        start, end = (datetime.fromisoformat(t.replace("Z", "+00:00")) for t in (began, ended))
+    except ValueError:
+        return 0.0
+    return max(0.0, (end - start).total_seconds())
+
+
+def _add(runs: dict[str, RunEntries], listed: Listed) -> None:
+    entries = runs.setdefault(listed.place.name, RunEntries(listed.place))
+    if listed.kind == "begun":
+        entries.begun.add(listed.invocation_id)
+    elif listed.kind == "commit":
+        entries.committed.add(listed.invocation_id)
+    elif listed.summary is not None:
+        entries.summaries[listed.invocation_id] = listed.summary
+
+
+def _last_words(summaries: list[Summary]) -> list[Summary]:
+    """Of each step the latest word; one that speaks for the whole run replaces all before it."""
+    latest: dict[str, Summary] = {}
+    for summary in sorted(summaries, key=lambda s: (s.attempt, s.ended)):
+        if summary.scope == "run":
+            latest.clear()
+        latest[summary.step] = summary
+    return list(latest.values())
+
+
+def _status(summaries: list[Summary], has_open: bool, running: bool) -> str:
+    if running:
+        return "running"
+    if has_open or not summaries or any(s.state != "ok" for s in _last_words(summaries)):
+        return "failed"
+    return "recovered" if any(s.attempt > 1 for s in summaries) else "success"
+
+
+def _commands(summaries: list[Summary]) -> str:
+    first = [s.command for s in sorted(summaries, key=lambda s: s.ended) if s.attempt == 1]
+    return ", ".join(dict.fromkeys(c for c in first if c))
+
+
+def _place(summary: RunSummary) -> RunPlace:
+    return RunPlace.of(summary.run.run_id, summary.run.began)

@@ -1,0 +1,426 @@
+"""The command line: each command parses, calls one function, echoes, exits.
+
+Modules are imported inside the commands: `dbt-recover --help` costs what click costs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
+
+if TYPE_CHECKING:
+    from .archive import Archive
+    from .checkout import Project
+    from .execute import Where
+    from .recover import LoadedRun, Options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class App:
+    """What the global options say, made into things when a command asks for them."""
+
+    def __init__(self, context: click.Context, **options: Any) -> None:
+        self.context = context
+        self.options = options
+        self.verbose: bool = options["verbose"]
+
+    def project(self) -> Project | None:
+        """The dbt project that --project-dir names or that we are in."""
+        from . import checkout
+        from .errors import UsageError
+
+        given = self.options["project_dir"]
+        try:
+            return checkout.open_project(
+                None, {**os.environ, **({"DBT_PROJECT_DIR": given} if given else {})}, Path.cwd()
+            )
+        except UsageError:
+            if given:
+                raise
+            return None
+
+    def archive(self, project: Project | None = None, *, check: bool = True) -> Archive:
+        """The archive that --archive names, or the one in the project's `.dbt-recover/`."""
+        from .archive import Archive
+        from .config import s3_options
+        from .errors import UsageError
+        from .storage import open_storage
+
+        url = self.options["archive"]
+        base = self.file().path.parent if url and self._from_file("archive") else None
+        if not url:
+            project = project or self.project()
+            if project is None:
+                raise UsageError(
+                    "which archive? There is no --archive, and this is not a dbt project",
+                    hint="pass --archive URL (DBT_RECOVER_ARCHIVE), or go to the dbt project",
+                )
+            url = str(project.root / ".dbt-recover")
+        s3 = s3_options(self.file(), self.options["s3"], os.environ)
+        archive = Archive(open_storage(url, s3, base=base))
+        if check:
+            archive.check()
+        return archive
+
+    def file(self) -> Any:
+        """The configuration file."""
+        return self.context.meta["dbt_recover.file"]
+
+    def _from_file(self, name: str) -> bool:
+        source = self.context.get_parameter_source(name)
+        return source is click.core.ParameterSource.DEFAULT_MAP
+
+    def where(self, archive: Archive) -> Where:
+        """Where dbt will run, and who is told."""
+        from .execute import Where
+
+        spool = self.options["spool"]
+        environ = dict(os.environ)
+        if self.options["project_dir"]:
+            environ["DBT_PROJECT_DIR"] = str(Path(self.options["project_dir"]).resolve())
+        return Where(
+            archive, environ, Path.cwd(), self.say, Path(spool).resolve() if spool else None
+        )
+
+    def say(self, text: str) -> None:
+        """To the person, on stderr."""
+        click.echo(text, err=True)
+
+    def load(self, run: str, logical_date: str = "") -> tuple[LoadedRun, Archive]:
+        """The run that RUN names."""
+        from .recover import load
+
+        archive = self.archive()
+        return load(archive, archive.resolve(run, logical_date=logical_date)), archive
+
+
+def _load_file(
+    context: click.Context, _parameter: click.Parameter, value: str | None
+) -> str | None:
+    from .config import read_file
+
+    file = read_file(value, Path.cwd())
+    context.default_map = dict(file.options)
+    context.meta["dbt_recover.file"] = file
+    return value
+
+
+@click.group(context_settings={"auto_envvar_prefix": "DBT_RECOVER"})
+@click.version_option(package_name="dbt-recover")
+@click.option(
+    "--config",
+    metavar="FILE",
+    is_eager=True,
+    callback=_load_file,
+    help="Configuration; else dbt_recover.toml or [tool.dbt-recover], found upwards from here.",
+)
+@click.option(
+    "--archive",
+    metavar="URL",
+    help="Where runs are kept: s3://bucket/prefix, a path, file://.  [default: .dbt-recover/ "
+    "beside dbt_project.yml]",
+)
+@click.option(
+    "--s3", multiple=True, metavar="NAME=VALUE", help="An S3 option, as endpoint_url=https://..."
+)
+@click.option("--dbt", metavar="PATH", help="The dbt executable.  [default: dbt on PATH]")
+@click.option("--project-dir", metavar="DIR", help="The dbt project, if it is not here.")
+@click.option("--profiles-dir", metavar="DIR", help="Where profiles.yml is, for retry.")
+@click.option("--spool", metavar="DIR", help="Where records wait for an archive out of reach.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.pass_context
+def cli(context: click.Context, /, **options: Any) -> None:
+    """Recover failed dbt runs: what failed, what has to run again, and one command that does it.
+
+    RUN is latest, latest-failed, a date (2026-01-31), a run id or its beginning, or a dbt
+    invocation_id. Every option can also come from the environment (DBT_RECOVER_ARCHIVE,
+    DBT_RECOVER_RETRY_THREADS) or from the configuration file.
+    """
+    from .config import check_names
+
+    context.obj = App(context, **options)
+    known = {
+        "": [p.name or "" for p in cli.params],
+        **{name: [p.name or "" for p in c.params] for name, c in cli.commands.items()},
+    }
+    check_names(context.meta["dbt_recover.file"], known)
+
+
+def _output(function: F) -> F:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="A table for people or JSON for programs.",
+    )(function)
+
+
+def _planning(function: F) -> F:
+    """Options that plan and retry share."""
+    options = (
+        click.option(
+            "--tests",
+            type=click.Choice(["rebuild", "recheck"]),
+            default="rebuild",
+            show_default=True,
+            help="For a failed test: rebuild the models it tests first, or only run it again.",
+        ),
+        click.option(
+            "--select", multiple=True, metavar="SELECTION", help="Only these of the plan."
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="SELECTION", help="Not these of the plan."
+        ),
+        click.option("--vars", "variables", metavar="YAML", help="Laid over the run's own vars."),
+        click.option("--target", metavar="NAME", help="Instead of the run's target."),
+        click.option("--profile", metavar="NAME", help="Instead of the run's profile."),
+        click.option("--threads", type=click.IntRange(1), help="Instead of the run's threads."),
+        click.option("--full-refresh", is_flag=True, help="Rebuild incremental models and seeds."),
+        click.option(
+            "--strategy",
+            type=click.Choice(["auto", "select", "retry", "defer"]),
+            default="auto",
+            show_default=True,
+            help="How dbt is told: build --select, dbt retry, or build --defer.",
+        ),
+        click.option("--allow-drift", is_flag=True, help="Go on though other code was edited."),
+        click.option(
+            "--allow-non-idempotent", is_flag=True, help="Go on though rows may be added twice."
+        ),
+        click.option("--allow-other-project", is_flag=True, help="Go on in another dbt project."),
+        click.option("--allow-other-target", is_flag=True, help="Go on in another target."),
+        click.option("--logical-date", metavar="DATE", help="The run of this Airflow date."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _options(app: App, given: dict[str, Any]) -> Options:
+    from .command_line import parse_vars
+    from .recover import Options
+    from .restore import Overrides
+
+    return Options(
+        strategy=given["strategy"],
+        tests=given["tests"],
+        select=tuple(w for s in given["select"] for w in s.split()),
+        exclude=tuple(w for s in given["exclude"] for w in s.split()),
+        overrides=Overrides(
+            vars=parse_vars(given["variables"] or ""),
+            target=given["target"] or "",
+            profile=given["profile"] or "",
+            threads=given["threads"],
+            full_refresh=given["full_refresh"],
+            project_dir=app.options["project_dir"] or "",
+            profiles_dir=app.options["profiles_dir"] or "",
+        ),
+        **{k: v for k, v in given.items() if k.startswith("allow_")},
+    )
+
+
+@cli.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
+)
+@click.option("--step", default="", help="Its name in the run.  [default: Airflow's task id]")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- dbt COMMAND...")
+@click.pass_obj
+def exec_(app: App, run_id: str, step: str, command: tuple[str, ...]) -> None:
+    """Run dbt unchanged and archive the invocation, whatever its end. Exits as dbt did."""
+    from .execute import exec_command
+
+    sys.exit(exec_command(app.where(app.archive(check=False)), command, run_id, step))
+
+
+@cli.command()
+@click.option("--target-dir", default="target", show_default=True, metavar="DIR")
+@click.option(
+    "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
+)
+@click.option("--step", default="", help="Its name in the run.")
+@click.option("--allow-mixed", is_flag=True, help="Accept a manifest of another invocation.")
+@click.option("--resume", is_flag=True, help="Deliver records that earlier could not be delivered.")
+@click.pass_obj
+def archive(
+    app: App, target_dir: str, run_id: str, step: str, allow_mixed: bool, resume: bool
+) -> None:
+    """Archive what a dbt command that ran without exec left in its target directory."""
+    from .execute import Identity, archive_finished, resume_spools
+
+    where = app.where(app.archive(check=False))
+    if resume:
+        click.echo(resume_spools(where, app.project()))
+        return
+    identity = Identity.of(os.environ, run_id, step)
+    done = archive_finished(where, Path(target_dir), identity, allow_mixed=allow_mixed)
+    click.echo(f"archived as run {done}")
+
+
+@cli.command()
+@click.option("--date", metavar="DAY", help="Only this UTC day.")
+@click.option("--since", default="", metavar="DAY")
+@click.option("--until", default="", metavar="DAY")
+@click.option(
+    "--status", default="", type=click.Choice(["", "success", "recovered", "failed", "running"])
+)
+@click.option("--logical-date", default="", metavar="DATE", help="Runs of this Airflow date.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@_output
+@click.pass_obj
+def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:
+    """Past runs, newest first."""
+    from .archive import check_day
+    from .render import documents, tables
+
+    for day in (date, filters["since"], filters["until"]):
+        check_day(day or "")
+    filters.update({"since": date, "until": date} if date else {})
+    kept = app.archive()
+    found = list(kept.runs(**filters))
+    as_json = output == "json"
+    click.echo(documents.dump(documents.runs(found)) if as_json else tables.runs(found, kept.url))
+
+
+@cli.command()
+@click.argument("run", default="latest")
+@click.option("--full", is_flag=True, help="Whole error messages and lists.")
+@click.option("--logical-date", default="", metavar="DATE", help="The run of this Airflow date.")
+@_output
+@click.pass_obj
+def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None:
+    """One run: its invocations, what failed with the real error, what was held up."""
+    from .render import documents, tables
+
+    loaded, _ = app.load(run, logical_date)
+    click.echo(
+        documents.dump(documents.show(loaded.state))
+        if output == "json"
+        else tables.show(loaded.state, loaded.graph, full=full)
+    )
+
+
+@cli.command()
+@click.argument("run", default="latest-failed")
+@_planning
+@_output
+@click.pass_obj
+def plan(app: App, /, run: str, output: str, logical_date: str | None, **given: Any) -> None:
+    """What retry would run again and why. Never starts dbt."""
+    from .recover import plan_run
+    from .render import documents, tables
+
+    loaded, _ = app.load(run, logical_date or "")
+    made = plan_run(loaded, _options(app, given), app.project())
+    click.echo(
+        documents.dump(documents.plan(made, loaded.state))
+        if output == "json"
+        else tables.plan(made, loaded.state, loaded.graph)
+    )
+
+
+@cli.command()
+@click.argument("run", default="latest-failed")
+@_planning
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@_output
+@click.pass_context
+def retry(
+    context: click.Context,
+    /,
+    run: str,
+    output: str,
+    dry_run: bool,
+    logical_date: str | None,
+    **given: Any,
+) -> None:
+    """Run again what has to be, archive the attempt, and say whether the run is now whole."""
+    from .recover import parse_with, plan_run, refused, retry
+    from .render import documents, tables
+
+    if dry_run:
+        context.invoke(plan, run=run, output=output, logical_date=logical_date, **given)
+        return
+    app: App = context.obj
+    loaded, kept = app.load(run, logical_date or "")
+    options = _options(app, given)
+    where = app.where(kept)
+    parse = parse_with(where, options, app.options["dbt"])
+    made = plan_run(loaded, options, app.project(), parse)
+    try:
+        done = retry(
+            where,
+            loaded,
+            made,
+            options,
+            dbt=app.options["dbt"],
+            stdout=sys.stderr if output == "json" else None,
+        )
+    except RefusedError:
+        if output == "json":
+            click.echo(documents.dump(documents.retried(refused(loaded))))
+        raise
+    click.echo(
+        documents.dump(documents.retried(done))
+        if output == "json"
+        else tables.outcome(done, loaded.graph)
+    )
+    sys.exit(done.exit_code)
+
+
+@cli.command()
+@click.argument("run", default="latest")
+@click.option("--to", required=True, metavar="DIR", help="The state directory to write.")
+@click.option("--logical-date", default="", metavar="DATE", help="The run of this Airflow date.")
+@click.pass_obj
+def fetch(app: App, run: str, to: str, logical_date: str) -> None:
+    """Write a state directory for any dbt's --state, merged over the run's invocations."""
+    from .recover import fetch
+
+    loaded, kept = app.load(run, logical_date)
+    fetch(kept, loaded, Path(to), app.project())
+    click.echo(f"wrote {to}: manifest.json and run_results.json of run {loaded.place.run_id}")
+
+
+@cli.command()
+@click.option("--keep", metavar="DIR", help="Leave the project and its archive in this directory.")
+@click.pass_obj
+def demo(app: App, keep: str | None) -> None:
+    """The whole story on an embedded DuckDB project, in a minute, nothing to configure."""
+    from .demo import run_demo
+
+    sys.exit(run_demo(click.echo, keep=Path(keep) if keep else None, dbt_path=app.options["dbt"]))
+
+
+def main() -> None:
+    """The console script: one place where an error becomes an exit code."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.exceptions.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except RecoverError as exc:
+        click.echo(f"dbt-recover: {exc.message}", err=True)
+        if exc.hint:
+            click.echo(f"  {exc.hint}", err=True)
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:
+        # `dbt-recover runs | head`: nobody reads on, which is fine.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

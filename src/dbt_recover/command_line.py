@@ -1,0 +1,273 @@
+"""dbt's command line, read and rewritten: pure.
+
+`DbtCommand` takes an argv as a user typed it (`poetry run dbt --debug build -s tag:x --vars ...`)
+apart far enough to know what was selected and to put together the same command with another
+selection. Flags it does not know are kept as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any
+
+from .errors import UsageError
+
+_SHORT = {
+    "-s": "--select",
+    "-m": "--models",
+    "-t": "--target",
+    "-x": "--fail-fast",
+    "-d": "--debug",
+    "-f": "--full-refresh",
+    "-q": "--quiet",
+    "-r": "--record-timing-info",
+}
+_SAME = {
+    "--models": "--select",
+    "--model": "--select",
+    "--resource-types": "--resource-type",
+    "--exclude-resource-types": "--exclude-resource-type",
+}
+_MULTIPLE = frozenset({"--select", "--exclude", "--resource-type", "--exclude-resource-type"})
+_VALUED = frozenset(
+    {
+        "--args",
+        "--defer-state",
+        "--deprecated-state",
+        "--event-time-end",
+        "--event-time-start",
+        "--host",
+        "--indirect-selection",
+        "--inline",
+        "--invocation-id",
+        "--limit",
+        "--log-file-max-bytes",
+        "--log-format",
+        "--log-format-file",
+        "--log-level",
+        "--log-level-file",
+        "--log-path",
+        "--output",
+        "--output-keys",
+        "--otel-file-name",
+        "--otel-parquet-file-name",
+        "--packages-install-path",
+        "--port",
+        "--printer-width",
+        "--profile",
+        "--profiles-dir",
+        "--project-dir",
+        "--record-timing-info",
+        "--sample",
+        "--selector",
+        "--state",
+        "--target",
+        "--target-path",
+        "--threads",
+        "--vars",
+        "--warn-error-options",
+    }
+)
+SELECTION = frozenset(
+    {
+        "--select",
+        "--exclude",
+        "--selector",
+        "--resource-type",
+        "--exclude-resource-type",
+        "--indirect-selection",
+    }
+)
+PATHS = frozenset(
+    {
+        "--project-dir",
+        "--profiles-dir",
+        "--log-path",
+        "--target-path",
+        "--state",
+        "--defer-state",
+        "--packages-install-path",
+    }
+)
+"""Flags whose value belongs to the machine they were typed on."""
+COMMANDS = frozenset(
+    {"build", "run", "test", "seed", "snapshot", "compile", "parse", "ls", "list", "retry"}
+    | {"clone", "run-operation", "docs", "source", "deps", "debug", "clean", "init", "show"}
+    | {"freshness", "man", "system", "login"}
+)
+RUNNING = frozenset({"build", "run", "test", "seed", "snapshot", "retry"})
+"""Commands that execute nodes."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag as typed, with its canonical name."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    typed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DbtCommand:
+    """A dbt command line, taken apart."""
+
+    launcher: tuple[str, ...]
+    """What starts dbt: ('dbt',), ('poetry', 'run', 'dbt'), ..."""
+    command: str
+    options: tuple[Option, ...] = field(default=())
+    rest: tuple[str, ...] = ()
+    """Words that are neither: `generate` of `docs generate`, a macro's name."""
+
+    @classmethod
+    def parse(cls, argv: Iterable[str]) -> DbtCommand:
+        """UsageError when there is no dbt command in it."""
+        words = list(argv)
+        if not words:
+            raise UsageError(
+                "no dbt command was given",
+                hint="write it after two dashes: dbt-recover exec -- dbt build",
+            )
+        start = next((i for i, w in enumerate(words) if _is_dbt(w)), 0) + 1
+        launcher, words = tuple(words[:start]), words[start:]
+        options: list[Option] = []
+        command, rest = "", []
+        at = 0
+        while at < len(words):
+            word = words[at]
+            at += 1
+            if not word.startswith("-") or word == "-":
+                if not command and word in COMMANDS:
+                    command = word
+                else:
+                    rest.append(word)
+                continue
+            name, equals, value = word.partition("=")
+            name = _SHORT.get(name, name)
+            name = _SAME.get(name, name)
+            typed, values = [word], [value] if equals else []
+            if name in _MULTIPLE and not equals:
+                while at < len(words) and not words[at].startswith("-"):
+                    values.append(words[at])
+                    at += 1
+            elif name in _VALUED and not equals and at < len(words):
+                values.append(words[at])
+                at += 1
+            options.append(Option(name, tuple(values), (*typed, *(values if not equals else ()))))
+        return cls(launcher, command, tuple(options), tuple(rest))
+
+    def value(self, name: str) -> str | None:
+        """The last value of a flag that takes one."""
+        values = [v for o in self.options if o.name == name for v in o.values]
+        return values[-1] if values else None
+
+    def all_values(self, name: str) -> tuple[str, ...]:
+        """All values of a flag that can be repeated or takes several."""
+        return tuple(v for o in self.options if o.name == name for v in o.values)
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these flags was typed."""
+        return any(o.name in names for o in self.options)
+
+    def without(self, names: Iterable[str]) -> DbtCommand:
+        """The same without these flags."""
+        gone = frozenset(names)
+        return replace(self, options=tuple(o for o in self.options if o.name not in gone))
+
+    def adding(self, *words: str) -> DbtCommand:
+        """The same with these words at the end."""
+        return replace(self, options=(*self.options, Option("", (), words)))
+
+    def argv(self) -> list[str]:
+        """Back to words."""
+        typed = [w for o in self.options for w in o.typed]
+        return [*self.launcher, *([self.command] if self.command else []), *self.rest, *typed]
+
+    def args(self) -> dict[str, Any]:
+        """The part of dbt's own `args` (run_results.json) that a retry needs, read from the words.
+
+        Used when dbt left no run_results.json. Raises UsageError for --vars that are not YAML.
+        """
+        result: dict[str, Any] = {"which": self.command}
+        for option, key in (
+            ("--target", "target"),
+            ("--profile", "profile"),
+            ("--selector", "selector"),
+            ("--indirect-selection", "indirect_selection"),
+            ("--event-time-start", "event_time_start"),
+            ("--event-time-end", "event_time_end"),
+            ("--sample", "sample"),
+        ):
+            if (text := self.value(option)) is not None:
+                result[key] = text
+        threads = self.value("--threads")
+        if threads and threads.isdigit():
+            result["threads"] = int(threads)
+        for option, key in (
+            ("--select", "select"),
+            ("--exclude", "exclude"),
+            ("--resource-type", "resource_types"),
+            ("--exclude-resource-type", "exclude_resource_types"),
+        ):
+            if self.has(option):
+                result[key] = list(self.all_values(option))
+        for option, key in (("--full-refresh", "full_refresh"), ("--fail-fast", "fail_fast")):
+            if self.has(option):
+                result[key] = True
+        if (text := self.value("--vars")) is not None:
+            result["vars"] = parse_vars(text)
+        return result
+
+
+def _is_dbt(word: str) -> bool:
+    name = PurePath(word).name.lower().removesuffix(".exe")
+    return name in ("dbt", "dbtf", "dbt-fusion", "dbt.cli.main") or word == "dbt.cli.main"
+
+
+def parse_vars(text: str) -> dict[str, Any]:
+    """`--vars` as dbt reads it: a YAML mapping."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise UsageError(f"--vars is not YAML: {text[:80]!r}") from exc
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(
+            f"--vars must be a mapping: {text[:80]!r}", hint="""write --vars '{"key": "value"}'"""
+        )
+    return {str(k): v for k, v in value.items()}
+
+
+STARS = "*****"
+
+
+def secret_values(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Values of DBT_ENV_SECRET_* variables, longest first: what dbt itself hides."""
+    env = os.environ if environ is None else environ
+    found = {v.strip() for k, v in env.items() if k.startswith("DBT_ENV_SECRET") and v.strip()}
+    return sorted(found, key=len, reverse=True)
+
+
+def scrub(text: str, secrets: Iterable[str]) -> str:
+    """text with each secret replaced by the five stars dbt writes."""
+    for secret in secrets:
+        text = text.replace(secret, STARS)
+    return text
+
+
+def starred(value: object) -> list[str]:
+    """Paths of values in `value` that hold five stars instead of a secret: ['api.key']."""
+    if isinstance(value, str):
+        return [""] if STARS in value else []
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    return [f"{k}.{p}" if p else str(k) for k, v in items for p in starred(v)]

@@ -1,0 +1,3 @@
+select invoice_id, amount
+from {{ ref('stg_invoices') }}
+where amount <= 0

@@ -1,0 +1,351 @@
+"""dbt's JSON events -> node results, for when dbt leaves none.
+
+Two steps, so that nothing is lost between them: `parse_event` turns one line of dbt's log into one
+small record, without memory; records go to the archive as they are (JSON lines); `fold` reads any
+number of them, in any order, repeated or cut short, and never calls a node done that was not.
+
+Source of the events: dbt/events/types.py and dbt_common/events/types.proto of dbt-core 1.8-1.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+
+from .model import NodeResult
+
+_WANTED = (
+    b'"NodeStart"',
+    b'"NodeFinished"',
+    b'"LogStartBatch"',
+    b'"LogBatchResult"',
+    b'"MainReportVersion"',
+    b'"ConcurrencyLine"',
+    b'"ArtifactWritten"',
+    b'"CommandCompleted"',
+    b'"AdapterRegistered"',
+)
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the journal."""
+
+    event: str
+    """invocation, start, finish, batch_start, batch_finish, artifact, end."""
+    invocation_id: str = ""
+    at: str = ""
+    node: str = ""
+    started_at: str = ""
+    """dbt's node_started_at: tells the executions of one node (its batches) apart."""
+    result: NodeResult | None = None
+    batch: str = ""
+    """The batch's label as dbt prints it: 2026-01-31, 2026-01-31T06, 2026-01, 2026."""
+    batch_index: int = 0
+    batch_total: int = 0
+    status: str = ""
+    path: str = ""
+    dbt_version: str = ""
+    adapter_type: str = ""
+    target: str = ""
+    node_count: int = 0
+    success: bool | None = None
+
+
+class _Info(msgspec.Struct):
+    name: str = ""
+    invocation_id: str = ""
+    ts: str = ""
+
+
+class _Event(msgspec.Struct):
+    info: _Info
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Relation(msgspec.Struct):
+    relation_name: str = ""
+
+
+class _NodeInfo(msgspec.Struct):
+    unique_id: str = ""
+    node_status: str = ""
+    node_started_at: str = ""
+    node_finished_at: str = ""
+    node_relation: _Relation | None = None
+
+
+class _RunResult(msgspec.Struct):
+    status: str = ""
+    message: str | None = None
+    execution_time: float = 0.0
+    num_failures: int | None = None
+    thread: str = ""
+    adapter_response: dict[str, Any] | None = None
+
+
+class _Data(msgspec.Struct):
+    node_info: _NodeInfo | None = None
+    run_result: _RunResult | None = None
+    description: str = ""
+    batch_index: int = 0
+    total_batches: int = 0
+    status: str = ""
+    artifact_path: str = ""
+    artifact_type: str = ""
+    node_count: int = 0
+    target_name: str = ""
+    version: str = ""
+    adapter_name: str = ""
+    success: bool | None = None
+
+
+_event = msgspec.json.Decoder(_Event, strict=False)
+_data = msgspec.json.Decoder(_Data, strict=False)
+
+
+def parse_event(line: bytes) -> Record | None:
+    """The record of one line of dbt's JSON log; None for lines that say nothing of interest,
+    are cut short, or are not JSON."""
+    if not any(name in line for name in _WANTED):
+        return None
+    try:
+        event = _event.decode(line)
+        make = _MAKERS.get(event.info.name)
+        if make is None:
+            return None
+        return make(event.info, _data.decode(event.data))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _start(info: _Info, data: _Data) -> Record | None:
+    node = data.node_info
+    if node is None or not node.unique_id:
+        return None
+    return Record(
+        "start",
+        info.invocation_id,
+        info.ts,
+        node=node.unique_id,
+        started_at=node.node_started_at,
+    )
+
+
+def _finish(info: _Info, data: _Data) -> Record | None:
+    node, run = data.node_info, data.run_result
+    if node is None or not node.unique_id or run is None:
+        return None
+    # run_result.status is the word that goes into run_results.json.
+    status = run.status or node.node_status
+    is_test = node.unique_id.startswith(("test.", "unit_test."))
+    result = NodeResult(
+        unique_id=node.unique_id,
+        status=status,
+        message=run.message or "",
+        execution_time=run.execution_time,
+        started_at=_utc(node.node_started_at),
+        completed_at=_utc(node.node_finished_at),
+        failures=run.num_failures if is_test else None,
+        query_id=str((run.adapter_response or {}).get("query_id") or ""),
+        relation_name=node.node_relation.relation_name if node.node_relation else "",
+        thread=run.thread,
+    )
+    return Record(
+        "finish",
+        info.invocation_id,
+        info.ts,
+        node=node.unique_id,
+        started_at=node.node_started_at,
+        result=result,
+    )
+
+
+def _batch(info: _Info, data: _Data, event: str) -> Record | None:
+    node = data.node_info
+    if node is None or not data.description.startswith("batch "):
+        return None
+    return Record(
+        event,
+        info.invocation_id,
+        info.ts,
+        node=node.unique_id,
+        started_at=node.node_started_at,
+        batch=data.description.split(" ")[1],
+        batch_index=data.batch_index,
+        batch_total=data.total_batches,
+        status=node.node_status,
+    )
+
+
+_MAKERS = {
+    "NodeStart": _start,
+    "NodeFinished": _finish,
+    "LogStartBatch": lambda i, d: _batch(i, d, "batch_start"),
+    "LogBatchResult": lambda i, d: _batch(i, d, "batch_finish"),
+    "MainReportVersion": lambda i, d: Record(
+        "invocation", i.invocation_id, i.ts, dbt_version=d.version.removeprefix("=")
+    ),
+    "AdapterRegistered": lambda i, d: Record(
+        "invocation", i.invocation_id, i.ts, adapter_type=d.adapter_name
+    ),
+    "ConcurrencyLine": lambda i, d: Record(
+        "invocation", i.invocation_id, i.ts, target=d.target_name, node_count=d.node_count
+    ),
+    "ArtifactWritten": lambda i, d: Record(
+        "artifact", i.invocation_id, i.ts, path=d.artifact_path, status=d.artifact_type
+    ),
+    "CommandCompleted": lambda i, d: Record("end", i.invocation_id, i.ts, success=d.success),
+}
+
+
+def _utc(stamp: str) -> str:
+    return stamp + "Z" if stamp and not stamp.endswith("Z") and "+" not in stamp else stamp
+
+
+@dataclass
+class Journal:
+    """What a set of records says of one invocation."""
+
+    invocation_id: str = ""
+    began: str = ""
+    last: str = ""
+    """Time of the last record."""
+    dbt_version: str = ""
+    adapter_type: str = ""
+    target: str = ""
+    node_count: int | None = None
+    """How many nodes dbt selected, where it said so."""
+    ended: bool = False
+    results: dict[str, NodeResult] = field(default_factory=dict)
+    in_flight: frozenset[str] = frozenset()
+    """Started, and no word of their end."""
+    artifacts: dict[str, str] = field(default_factory=dict)
+    """dbt's artifact type -> path it was written to."""
+
+
+@dataclass
+class _Execution:
+    """All that is known of one node."""
+
+    starts: set[str] = field(default_factory=set)
+    batch_starts: set[str] = field(default_factory=set)
+    finishes: dict[str, NodeResult] = field(default_factory=dict)
+    batches: dict[str, str] = field(default_factory=dict)
+    """label -> status; empty while it runs."""
+    first: tuple[int, str] | None = None
+    """(index, label) of some batch, from which the others follow."""
+    total: int = 0
+
+
+def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
+    """What is true after these records, of that invocation or of the first one met.
+
+    Order and repetition do not matter; a record that is missing can only make a node look less
+    done. A microbatch model fires `finish` once per batch under its own id: only the one that
+    belongs to the model's own start counts.
+    """
+    journal = Journal(invocation_id)
+    nodes: dict[str, _Execution] = {}
+    for record in records:
+        if not journal.invocation_id:
+            journal.invocation_id = record.invocation_id
+        if record.invocation_id != journal.invocation_id:
+            continue
+        if record.at:
+            journal.began = min(journal.began or record.at, record.at)
+            journal.last = max(journal.last, record.at)
+        if record.node:
+            _node_record(nodes.setdefault(record.node, _Execution()), record)
+        elif record.event == "artifact":
+            journal.artifacts[record.status] = record.path
+        elif record.event == "end":
+            journal.ended = True
+        else:
+            journal.dbt_version = record.dbt_version or journal.dbt_version
+            journal.adapter_type = record.adapter_type or journal.adapter_type
+            journal.target = record.target or journal.target
+            if record.target:
+                journal.node_count = record.node_count
+    in_flight = set()
+    for uid, execution in nodes.items():
+        result = _outcome(uid, execution)
+        if result is not None:
+            journal.results[uid] = result
+        elif execution.starts:
+            in_flight.add(uid)
+    journal.in_flight = frozenset(in_flight)
+    return journal
+
+
+def _node_record(execution: _Execution, record: Record) -> None:
+    if record.event == "start":
+        execution.starts.add(record.started_at)
+    elif record.event == "finish" and record.result is not None:
+        execution.finishes[record.started_at] = record.result
+    elif record.event in ("batch_start", "batch_finish"):
+        execution.batch_starts.add(record.started_at)
+        execution.total = max(execution.total, record.batch_total)
+        execution.first = execution.first or (record.batch_index, record.batch)
+        if record.event == "batch_finish":
+            execution.batches[record.batch] = record.status
+        else:
+            execution.batches.setdefault(record.batch, "")
+
+
+def _outcome(uid: str, execution: _Execution) -> NodeResult | None:
+    own = execution.starts - execution.batch_starts
+    first = min(own, default=None)
+    done = [label for label, status in execution.batches.items() if status == "success"]
+    if first is not None and first in execution.finishes and first == min(execution.starts):
+        result = execution.finishes[first]
+        if result.status != "partial success":
+            return result
+        return _with_batches(result, execution, done)
+    if done:
+        # Killed between batches: some are in the table, the model is not done.
+        partial = NodeResult(
+            unique_id=uid,
+            status="partial success",
+            message=f"stopped after {len(done)} of {execution.total} batches",
+        )
+        return _with_batches(partial, execution, done)
+    return None
+
+
+def _with_batches(result: NodeResult, execution: _Execution, done: list[str]) -> NodeResult:
+    """Add which batches are done and which are not, as dbt's batch_results would."""
+    if execution.first is None:
+        return result
+    index, label = execution.first
+    origin = _shift(label, 1 - index)
+    labels = [_shift(origin, n) for n in range(execution.total)]
+    spans = {lb: [_iso(lb), _iso(_shift(lb, 1))] for lb in labels}
+    return msgspec.structs.replace(
+        result,
+        batches_done=[spans[lb] for lb in labels if lb in done],
+        batches_failed=[spans[lb] for lb in labels if lb not in done],
+    )
+
+
+def _shift(label: str, count: int) -> str:
+    """The label of the batch `count` batches later."""
+    numbers = [int(n) for n in label.replace("T", "-").split("-")]
+    if len(numbers) <= 2:
+        months = numbers[0] * 12 + (numbers[1] - 1 + count if len(numbers) == 2 else 12 * count)
+        return f"{months // 12:04d}" + (f"-{months % 12 + 1:02d}" if len(numbers) == 2 else "")
+    year, month, day, hour = [*numbers, 0][:4]
+    moment = datetime(year, month, day, hour, tzinfo=timezone.utc)
+    if len(numbers) == 3:
+        return (moment + timedelta(days=count)).strftime("%Y-%m-%d")
+    return (moment + timedelta(hours=count)).strftime("%Y-%m-%dT%H")
+
+
+def _iso(label: str) -> str:
+    """The beginning of a batch, as dbt writes it into batch_results."""
+    date, _, hour = label.partition("T")
+    date += "-01" * (2 - date.count("-"))
+    return f"{date}T{hour or '00'}:00:00+00:00"

@@ -1,0 +1,284 @@
+"""The archive, written: one invocation at a time, commit record last.
+
+An invocation is first kept in a *spool*, a local directory with everything that has to reach the
+archive; `deliver` brings it there and can be repeated until it succeeds, from the same directory,
+by whoever finds it. So an archive that is out of reach costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zstandard
+
+from . import layout
+from .archive import (
+    Archive,
+    Begun,
+    Commit,
+    InvocationPointer,
+    Results,
+    RunPointer,
+    summarise,
+)
+from .errors import DamagedError, RefusedError, StorageError
+from .journal import Record
+from .layout import FORMAT_VERSION, RunPlace
+from .model import Artifact, Invocation, RunInfo
+from .storage.base import MissingKey, PreconditionFailed
+
+COMPRESSION_LEVEL = 3
+
+
+class AlreadyArchived(RefusedError):
+    """This invocation is in the archive; `run_id` says where."""
+
+    def __init__(self, invocation_id: str, run_id: str) -> None:
+        super().__init__(f"invocation {invocation_id} is already archived, in run {run_id}")
+        self.run_id = run_id
+
+
+class SpoolState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """spool.json: what is being recorded, and for which archive."""
+
+    archive: str
+    pid: int
+    invocation: Invocation
+    project_root: str = ""
+    target_path: str = ""
+
+
+class Spool:
+    """A local directory that holds one invocation until the archive has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path, state: SpoolState) -> Spool:
+        """A new one below parent. StorageError if it cannot be written."""
+        spool = cls(parent / f"{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            (spool.path / "objects" / "journal").mkdir(parents=True, mode=0o700)
+        except OSError as exc:
+            raise StorageError(
+                f"cannot write {parent}: {exc.strerror}",
+                hint="dbt-recover keeps its journal there; make it writable or pass "
+                "--spool DIR (DBT_RECOVER_SPOOL)",
+            ) from exc
+        spool.save(state)
+        return spool
+
+    def save(self, state: SpoolState) -> None:
+        """Write spool.json, whole or not at all."""
+        self._write("spool.json", msgspec.json.encode(state))
+
+    def state(self) -> SpoolState:
+        """Read spool.json; DamagedError if it is not whole."""
+        try:
+            return msgspec.json.decode((self.path / "spool.json").read_bytes(), type=SpoolState)
+        except (OSError, msgspec.DecodeError) as exc:
+            raise DamagedError(f"{self.path}/spool.json cannot be read: {exc}") from exc
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self.path / name
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+    def object_path(self, name: str) -> Path:
+        """Where an object of the data prefix is kept."""
+        return self.path / "objects" / name
+
+    def keep_file(self, name: str, source: Path) -> Artifact:
+        """Compress source to `<name>.zst`, hashing what was read."""
+        target = self.object_path(name + ".zst")
+        temporary = target.with_name(target.name + ".part")
+        digest = hashlib.sha256()
+        compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
+        with source.open("rb") as raw, temporary.open("wb") as out:
+            size = os.fstat(raw.fileno()).st_size
+            with compressor.stream_writer(out, size=size, closefd=False) as writer:
+                while chunk := raw.read(1 << 20):
+                    digest.update(chunk)
+                    writer.write(chunk)
+        temporary.replace(target)
+        return Artifact(name, "", digest.hexdigest(), size, target.stat().st_size)
+
+    def keep_bytes(self, name: str, data: bytes) -> Artifact:
+        """The same for data at hand."""
+        target = self.object_path(name + ".zst")
+        temporary = target.with_name(target.name + ".part")
+        stored = _compress(data)
+        temporary.write_bytes(stored)
+        temporary.replace(target)
+        return Artifact(name, "", hashlib.sha256(data).hexdigest(), len(data), len(stored))
+
+    def kept(self, name: str) -> Artifact:
+        """An object kept earlier, looked at again."""
+        stored = self.object_path(name + ".zst").read_bytes()
+        data = zstandard.ZstdDecompressor().decompress(stored)
+        return Artifact(name, "", hashlib.sha256(data).hexdigest(), len(data), len(stored))
+
+    def keep_segment(self, number: int, records: list[Record]) -> None:
+        """Write a journal segment."""
+        encoder = msgspec.json.Encoder()
+        body = b"".join(encoder.encode(r) + b"\n" for r in records)
+        target = self.object_path(f"journal/{number:06d}.jsonl.zst")
+        temporary = target.with_name(target.name + ".part")
+        temporary.write_bytes(_compress(body))
+        temporary.replace(target)
+
+    def segments(self) -> list[Path]:
+        """Journal segments kept so far, in order."""
+        return sorted((self.path / "objects" / "journal").glob("*.jsonl.zst"))
+
+    def keep_commit(self, commit: Commit) -> None:
+        """Decide what will be committed; from here on `deliver` can be done by anybody."""
+        self._write("commit.json", msgspec.json.encode(commit))
+
+    def commit(self) -> Commit | None:
+        """What was decided, if it was."""
+        path = self.path / "commit.json"
+        if not path.exists():
+            return None
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Commit)
+        except msgspec.DecodeError as exc:
+            raise DamagedError(f"{path} is damaged: {exc}") from exc
+
+    def remove(self) -> None:
+        """Forget it; the archive has all of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _compress(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True).compress(data)
+
+
+def find_spools(parent: Path) -> list[Spool]:
+    """Spools that somebody left, oldest first."""
+    found = [p.parent for p in parent.glob("*/spool.json")] if parent.is_dir() else []
+    return [Spool(p) for p in sorted(found, key=lambda p: (p / "spool.json").stat().st_mtime)]
+
+
+class Publication:
+    """Brings one invocation from its spool to the archive."""
+
+    def __init__(self, archive: Archive, spool: Spool) -> None:
+        self.archive = archive
+        self.spool = spool
+        self.place: RunPlace | None = None
+        self._sent: set[str] = set()
+
+    def begin(self, invocation: Invocation) -> Invocation:
+        """Register run and invocation and write begun.json. Returns the invocation with the run
+        as it is registered: its beginning is the first invocation's.
+
+        AlreadyArchived if the invocation belongs to another run already.
+        """
+        run = register_run(self.archive, invocation.run)
+        invocation = msgspec.structs.replace(invocation, run=run)
+        place = RunPlace.of(run.run_id, run.began)
+        self._claim(invocation, place)
+        body = msgspec.json.encode(Begun(FORMAT_VERSION, invocation))
+        self._put(place.begun(invocation.invocation_id), body)
+        self.place = place
+        return invocation
+
+    def _claim(self, invocation: Invocation, place: RunPlace) -> None:
+        key = layout.invocation_pointer(invocation.invocation_id)
+        body = msgspec.json.encode(
+            InvocationPointer(FORMAT_VERSION, invocation.run.run_id, invocation.run.began)
+        )
+        try:
+            self.archive.storage.write(key, body, if_absent=True)
+        except PreconditionFailed:
+            owner = self.archive.run_of_invocation(invocation.invocation_id)
+            if owner is not None and owner.name != place.name:
+                raise AlreadyArchived(invocation.invocation_id, owner.run_id) from None
+
+    def send(self, invocation_id: str, name: str) -> None:
+        """Bring one object of the spool to the archive, unless it was sent before."""
+        if name in self._sent or self.place is None:
+            return
+        with self.spool.object_path(name).open("rb") as body:
+            self._put(self.place.data(invocation_id, name), body)
+        self._sent.add(name)
+
+    def send_segments(self, invocation_id: str) -> None:
+        """Bring the journal segments that are not there yet."""
+        for path in self.spool.segments():
+            self.send(invocation_id, f"journal/{path.name}")
+
+    def heartbeat(self, invocation: Invocation) -> None:
+        """Say that the invocation is still running."""
+        if self.place is not None:
+            body = msgspec.json.encode({"host": invocation.host, "pid": invocation.pid})
+            self.archive.storage.write(self.place.heartbeat(invocation.invocation_id), body)
+
+    def finish(self, commit: Commit) -> Commit:
+        """Everything first, the commit record last. Returns it as it is in the archive.
+
+        AlreadyArchived if somebody else committed this invocation.
+        """
+        invocation = self.begin(commit.invocation)
+        place = self.place
+        assert place is not None
+        ident = invocation.invocation_id
+        artifacts = []
+        for artifact in commit.artifacts:
+            self.send(ident, artifact.name + ".zst")
+            key = place.data(ident, artifact.name + ".zst")
+            artifacts.append(msgspec.structs.replace(artifact, key=key))
+        self.send_segments(ident)
+        commit = msgspec.structs.replace(commit, invocation=invocation, artifacts=artifacts)
+        key = place.commit(ident)
+        try:
+            self.archive.storage.write(
+                key, msgspec.json.format(msgspec.json.encode(commit), indent=1), if_absent=True
+            )
+        except PreconditionFailed:
+            if self.archive.commit_of(place, ident).nonce != commit.nonce:
+                raise AlreadyArchived(ident, invocation.run.run_id) from None
+        results = self._results()
+        self._put(summarise(commit, results).key(place, ident), b"")
+        self.archive.storage.delete(place.heartbeat(ident))
+        return commit
+
+    def _results(self) -> Results | None:
+        path = self.spool.object_path("results.json.zst")
+        if not path.exists():
+            return None
+        data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+        return msgspec.json.decode(data, type=Results)
+
+    def _put(self, key: str, body: Any) -> None:
+        try:
+            self.archive.storage.write(key, body, if_absent=True)
+        except PreconditionFailed:
+            # Ours from an earlier try, or the same from another worker: objects are written once.
+            return
+
+
+def register_run(archive: Archive, run: RunInfo) -> RunInfo:
+    """Make the run known, or join it: the first writer's beginning is everybody's."""
+    key = layout.run_pointer(run.run_id)
+    body = msgspec.json.encode(RunPointer(FORMAT_VERSION, run))
+    try:
+        archive.storage.write(key, body, if_absent=True)
+    except PreconditionFailed:
+        try:
+            data = archive.storage.read(key).data
+            return msgspec.json.decode(data, type=RunPointer).run
+        except MissingKey:
+            return register_run(archive, run)
+        except msgspec.DecodeError as exc:
+            raise DamagedError(f"{key} in {archive.url} is damaged: {exc}") from exc
+    return run

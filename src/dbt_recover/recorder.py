@@ -1,0 +1,239 @@
+"""While dbt runs: follow its JSON log, keep the journal, bring it to the archive.
+
+A thread reads what dbt appended a few times a second; node results go to the spool and to the
+archive within seconds of a node finishing, the manifest as soon as dbt has written it. Whatever
+goes wrong here is remembered and told afterwards: dbt's work goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from . import checkout
+from .archive import HEARTBEAT_SECONDS
+from .errors import DamagedError, RecoverError
+from .journal import Journal, Record, fold, parse_event
+from .manifest import encode_graph, read_manifest
+from .model import Artifact, Invocation, default_run_id
+from .publish import AlreadyArchived, Publication, Spool
+
+POLL_SECONDS = 0.2
+SEGMENT_SECONDS = 2.0
+RETRY_SECONDS = 5.0
+
+
+@dataclass
+class Recorder:
+    """One invocation, from dbt's first event to its last."""
+
+    spool: Spool
+    publication: Publication | None
+    """None when what was recorded is only put together, later."""
+    invocation: Invocation
+    project: checkout.Project
+    text_log: Path | None = None
+    """Where dbt would have written its log as text; it is written there."""
+    log: Path = field(init=False)
+    records: list[Record] = field(default_factory=list)
+    graph: Artifact | None = None
+    early_manifest: Artifact | None = None
+    """The manifest as dbt wrote it before the first node."""
+    trouble: str = ""
+    """Why the archive could not be reached, if it could not; empty when it can."""
+
+    def __post_init__(self) -> None:
+        self.log = self.spool.path / "log" / "dbt.log"
+        self.log.parent.mkdir(exist_ok=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="dbt-recover-journal")
+        self._stream: BinaryIO | None = None
+        self._text: BinaryIO | None = None
+        self._rest = b""
+        self._unsent = 0
+        self._number = 0
+        self._last_segment = 0.0
+        self._last_beat = 0.0
+        self._not_before = 0.0
+        self._manifest_seen = False
+        self._dbt_id = ""
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.daemon = True
+        self._thread.start()
+
+    def take_up(self, records: list[Record]) -> None:
+        """Go on from what a recorder that died had read."""
+        self.records = records
+        self._dbt_id = records[0].invocation_id
+        early = self.spool.object_path("manifest.early.json.zst")
+        graph = self.spool.object_path("graph.json.zst")
+        if early.exists():
+            self.early_manifest = self.spool.kept("manifest.early.json")
+        if graph.exists():
+            self.graph = self.spool.kept("graph.json")
+        self._number = len(self.spool.segments())
+        self._unsent = len(records)
+
+    def stop(self) -> Journal:
+        """Read to the end of the log and say what it holds."""
+        self._stop.set()
+        self._thread.join()
+        self._read()
+        self._keep_segment()
+        for stream in (self._stream, self._text):
+            if stream is not None:
+                stream.close()
+        return fold(self.records, self._dbt_id)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            try:
+                self._read()
+                self._look_at_manifest()
+                self._send()
+            except OSError as exc:
+                # A full disk, for one. dbt has the same trouble, and says it better.
+                self.trouble = f"the journal cannot be kept: {exc}"
+
+    def _read(self) -> None:
+        if self._stream is None:
+            if not self.log.exists():
+                return
+            self._stream = self.log.open("rb")
+        while chunk := self._stream.read(1 << 20):
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            if self.text_log is not None:
+                self._write_text(lines)
+            for line in lines:
+                record = parse_event(line)
+                if record is not None:
+                    self.records.append(record)
+                    self._dbt_id = self._dbt_id or record.invocation_id
+
+    def _write_text(self, lines: list[bytes]) -> None:
+        assert self.text_log is not None
+        try:
+            if self._text is None:
+                self.text_log.parent.mkdir(parents=True, exist_ok=True)
+                self._text = self.text_log.open("ab")
+            self._text.write(b"".join(map(as_text, lines)))
+            self._text.flush()
+        except OSError:
+            self.text_log = None
+
+    def _look_at_manifest(self) -> None:
+        """Keep the manifest as soon as dbt has written it; it will write it again at its end."""
+        if self._manifest_seen:
+            return
+        path = next(
+            (
+                r.path
+                for r in self.records
+                if r.event == "artifact"
+                and r.status.endswith("Manifest")
+                and r.path.endswith("/manifest.json")
+            ),
+            "",
+        )
+        if path:
+            self._manifest_seen = True
+            self.early_manifest = self.keep_manifest(Path(path), "manifest.early.json")
+
+    def keep_manifest(self, path: Path, name: str) -> Artifact | None:
+        """Keep the manifest, and its compact graph with today's file hashes, if it is this
+        invocation's."""
+        try:
+            data = path.read_bytes()
+            info, graph = read_manifest(data)
+        except (OSError, DamagedError):
+            return None
+        if self._dbt_id and info.invocation_id != self._dbt_id:
+            return None
+        if self.graph is None:
+            graph.files = checkout.file_hashes(self.project)
+            self.graph = self.spool.keep_bytes("graph.json", encode_graph(graph))
+        return self.spool.keep_bytes(name, data)
+
+    def _keep_segment(self) -> None:
+        fresh = self.records[self._unsent :]
+        if fresh:
+            self._number += 1
+            self.spool.keep_segment(self._number, fresh)
+            self._unsent = len(self.records)
+
+    def _send(self) -> None:
+        now = time.monotonic()
+        if now - self._last_segment >= SEGMENT_SECONDS:
+            self._last_segment = now
+            self._keep_segment()
+        if not self._dbt_id or now < self._not_before:
+            return
+        self.attempt(self._bring)
+
+    def _bring(self) -> None:
+        ident, publication = self._dbt_id, self.publication
+        if publication is None:
+            return
+        if publication.place is None:
+            publication.archive.check(create=True)
+            run = self.invocation.run
+            if not run.run_id:
+                run = msgspec.structs.replace(run, run_id=default_run_id(run.began, ident))
+            self.invocation = publication.begin(
+                msgspec.structs.replace(self.invocation, invocation_id=ident, run=run)
+            )
+        if self.early_manifest is not None:
+            publication.send(ident, "graph.json.zst")
+            publication.send(ident, "manifest.early.json.zst")
+        publication.send_segments(ident)
+        if time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
+            publication.heartbeat(self.invocation)
+            self._last_beat = time.monotonic()
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do something with the archive; remember why it did not work."""
+        try:
+            action()
+            self.trouble = ""
+        except AlreadyArchived as exc:
+            self.trouble = exc.message
+            self._not_before = float("inf")
+        except RecoverError as exc:
+            self.trouble = exc.message
+            self._not_before = time.monotonic() + RETRY_SECONDS
+
+
+class _TextInfo(msgspec.Struct):
+    level: str = ""
+    msg: str = ""
+    thread: str = ""
+    ts: str = ""
+
+
+class _TextEvent(msgspec.Struct):
+    info: _TextInfo
+
+
+_text_event = msgspec.json.Decoder(_TextEvent)
+
+
+def as_text(line: bytes) -> bytes:
+    """A line of dbt's JSON log in the form of its text log: `HH:MM:SS.ffffff [debug] [Thread-1]: `.
+
+    Format: dbt_common/events/logger.py, _TextLogger.create_debug_line.
+    """
+    try:
+        info = _text_event.decode(line).info
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return b""
+    clock = info.ts[11:26]
+    thread = f"[{info.thread[:10]:<10}]: "
+    return f"{clock} [{info.level:<5}] {thread}{info.msg}\n".encode()

@@ -1,0 +1,151 @@
+"""JSON for programs; docs/json.md lists the keys, a test holds them to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..model import IN_FLIGHT, SKIPPED, UNRECORDED, NodeResult, RunState, RunSummary
+from ..plan import Plan
+from ..runstate import counts, describe, failed_nodes
+
+if TYPE_CHECKING:
+    from ..recover import Retried
+
+
+def dump(document: Any) -> str:
+    """One JSON document, indented."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
+def run_of(state: RunState) -> dict[str, Any]:
+    """What identifies a run and how it stands."""
+    return {
+        "run_id": state.run.run_id,
+        "began": state.run.began,
+        "date": state.run.date,
+        "logical_date": state.run.logical_date or None,
+        "status": describe(state),
+        "attempts": state.attempts,
+        "total": len(state.nodes),
+    }
+
+
+def runs(summaries: Iterable[RunSummary]) -> dict[str, Any]:
+    """`runs -o json`."""
+    return {
+        "runs": [
+            {
+                "run_id": s.run.run_id,
+                "began": s.run.began,
+                "date": s.run.date,
+                "logical_date": s.run.logical_date or None,
+                "status": s.status,
+                "commands": s.command,
+                "attempts": s.attempts,
+                "invocations": s.invocations,
+                "total": s.total,
+                "not_ok": s.failed,
+                "seconds": s.seconds,
+                "ended": s.ended or None,
+            }
+            for s in summaries
+        ]
+    }
+
+
+def node(result: NodeResult) -> dict[str, Any]:
+    """One node's last word."""
+    return {
+        "unique_id": result.unique_id,
+        "status": result.status,
+        "message": result.message or None,
+        "execution_time": result.execution_time,
+        "query_id": result.query_id or None,
+    }
+
+
+def show(state: RunState) -> dict[str, Any]:
+    """`show -o json`."""
+
+    def having(status: str) -> list[str]:
+        return sorted(u for u, n in state.nodes.items() if n.result.status == status)
+
+    slow = sorted(state.nodes.values(), key=lambda n: -n.result.execution_time)[:5]
+    return {
+        "run": run_of(state),
+        "invocations": [
+            {
+                "invocation_id": i.invocation_id,
+                "attempt": i.attempt,
+                "step": i.step or None,
+                "command": i.command,
+                "argv": i.argv,
+                "target": i.target or None,
+                "dbt_version": i.dbt_version or None,
+                "began": i.began,
+                "ended": i.ended or None,
+                "end": i.end,
+                "exit_code": i.exit_code,
+                "host": i.host or None,
+            }
+            for i in state.invocations
+        ],
+        "counts": counts(state),
+        "failed": [node(r) for r in failed_nodes(state)],
+        "skipped": having(SKIPPED),
+        "never_started": having(UNRECORDED),
+        "in_flight": having(IN_FLIGHT),
+        "slowest": [
+            {"unique_id": n.result.unique_id, "execution_time": n.result.execution_time}
+            for n in slow
+        ],
+        "warnings": list(state.warnings),
+    }
+
+
+def plan(made: Plan, state: RunState) -> dict[str, Any]:
+    """`plan -o json`; `nodes` is exactly what dbt will execute, in the graph's order."""
+    return {
+        "run": run_of(state),
+        "nodes": [
+            {
+                "unique_id": n.unique_id,
+                "action": n.action,
+                "cause": n.cause,
+                "reason": n.reason,
+                "because": list(n.because),
+                "resource_type": n.resource_type,
+                "status": n.status or None,
+                "seconds": n.seconds,
+                "batches": [list(b) for b in n.batches_failed],
+            }
+            for n in made.nodes
+        ],
+        "left_alone": [{"unique_id": n.unique_id, "reason": n.reason} for n in made.left_alone],
+        "warnings": [
+            {
+                "code": w.code,
+                "message": w.message,
+                "stops": bool(w.flag) and not w.allowed,
+                "flag": w.flag or None,
+            }
+            for w in made.warnings
+        ],
+    }
+
+
+def retried(done: Retried) -> dict[str, Any]:
+    """`retry -o json`."""
+    return {
+        "run_id": done.run_id,
+        "attempt": done.attempt,
+        "outcome": done.outcome,
+        "executed": list(done.executed),
+        "still_failing": [
+            {"unique_id": r.unique_id, "status": r.status, "message": r.message or None}
+            for r in done.still_failing
+        ],
+    }

@@ -1,0 +1,97 @@
+"""The command an invocation was, put together again for another day and another machine: its
+vars, target, profile, threads and flags, without its selection and without its paths. Pure, but
+for asking whether a recorded path exists here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .command_line import PATHS, SELECTION, DbtCommand
+from .model import Invocation
+
+_TRUE_FLAGS = {
+    "full_refresh": "--full-refresh",
+    "fail_fast": "--fail-fast",
+    "empty": "--empty",
+    "store_failures": "--store-failures",
+    "favor_state": "--favor-state",
+    "defer": "--defer",
+    "warn_error": "--warn-error",
+}
+_VALUED_FLAGS = {
+    "target": "--target",
+    "profile": "--profile",
+    "threads": "--threads",
+    "event_time_start": "--event-time-start",
+    "event_time_end": "--event-time-end",
+    "sample": "--sample",
+}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user wants otherwise than the run had it."""
+
+    vars: Mapping[str, Any] = field(default_factory=dict)
+    """Laid over the run's own vars, name by name."""
+    target: str = ""
+    profile: str = ""
+    threads: int | None = None
+    full_refresh: bool = False
+    project_dir: str = ""
+    profiles_dir: str = ""
+    target_path: str = ""
+
+
+def restored(
+    invocation: Invocation, overrides: Overrides, *, dbt: str = "", cwd: Path | None = None
+) -> DbtCommand:
+    """`dbt build` with the settings of the invocation and these overrides."""
+    original = DbtCommand.parse(invocation.argv or ["dbt", invocation.command])
+    args = invocation.args
+    command = original.without(SELECTION | PATHS | {"--vars", "--target", "--threads", "--profile"})
+    command = replace(command, launcher=(dbt,) if dbt else ("dbt",), command="build", rest=())
+    for key, flag in _TRUE_FLAGS.items():
+        if args.get(key) and not command.has(flag) and key != "defer":
+            command = command.adding(flag)
+    for key, flag in _VALUED_FLAGS.items():
+        value = args.get(key)
+        if value not in (None, "") and not command.has(flag):
+            command = command.without({flag})
+            command = _with(command, flag, str(value))
+    target = overrides.target or str(args.get("target") or "") or invocation.target
+    for flag, text in (
+        ("--target", target),
+        ("--profile", overrides.profile),
+        ("--threads", str(overrides.threads) if overrides.threads else ""),
+    ):
+        if text:
+            command = _with(command.without({flag}), flag, text)
+    variables = {**(args.get("vars") or {}), **overrides.vars}
+    if variables:
+        command = _with(command, "--vars", json.dumps(variables))
+    if overrides.full_refresh and not command.has("--full-refresh"):
+        command = DbtCommand.parse([*command.argv(), "--full-refresh"])
+    return _with_paths(command, original, overrides, cwd)
+
+
+def _with(command: DbtCommand, flag: str, value: str) -> DbtCommand:
+    return DbtCommand.parse([*command.argv(), flag, value])
+
+
+def _with_paths(
+    command: DbtCommand, original: DbtCommand, overrides: Overrides, cwd: Path | None
+) -> DbtCommand:
+    if overrides.project_dir:
+        command = _with(command, "--project-dir", overrides.project_dir)
+    if overrides.target_path:
+        command = _with(command, "--target-path", overrides.target_path)
+    profiles = overrides.profiles_dir
+    recorded = original.value("--profiles-dir")
+    if not profiles and recorded and cwd is not None and Path(cwd, recorded).is_dir():
+        profiles = recorded
+    return _with(command, "--profiles-dir", profiles) if profiles else command

@@ -1,0 +1,148 @@
+"""A run's invocations, merged into what is true now: pure.
+
+The latest word per node wins, in the order of attempts and of beginning. What an invocation meant
+to execute and did not record is a word too (never started, in flight): so a killed retry does not
+leave an older success standing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from .graph import BUILDABLE, TESTS, Graph
+from .model import (
+    FAILURES,
+    IN_FLIGHT,
+    SKIPPED,
+    SUCCESSES,
+    UNRECORDED,
+    Invocation,
+    NodeResult,
+    NodeState,
+    Recorded,
+    RunState,
+)
+
+
+_NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
+
+
+def in_order(recorded: Iterable[Recorded]) -> list[Recorded]:
+    """By attempt, then by beginning."""
+    return sorted(
+        recorded,
+        key=lambda r: (r.invocation.attempt, r.invocation.began, r.invocation.invocation_id),
+    )
+
+
+def merge(
+    recorded: Sequence[Recorded],
+    intended: Mapping[str, frozenset[str]],
+    warnings: Sequence[str] = (),
+) -> RunState:
+    """The run's state.
+
+    `intended`: invocation_id -> what it was meant to execute, for those that did not come to
+    their own end (see recover.intended_of). An invocation that ended by itself recorded it all.
+    """
+    ordered = in_order(recorded)
+    nodes: dict[str, NodeState] = {}
+    for index, record in enumerate(ordered):
+        invocation = record.invocation
+
+        def say(
+            result: NodeResult, index: int = index, invocation: Invocation = invocation
+        ) -> None:
+            # dbt 1.10 and later list exposures among the results; there is nothing to execute.
+            if result.unique_id.startswith(_NEVER_EXECUTED):
+                return
+            nodes[result.unique_id] = NodeState(
+                result, invocation.attempt, invocation.invocation_id, index
+            )
+
+        for gone in invocation.replaced:
+            nodes.pop(gone, None)
+        if not record.complete:
+            lost = intended.get(invocation.invocation_id, frozenset()) | record.in_flight
+            for uid in sorted(lost - record.results.keys()):
+                say(NodeResult(uid, IN_FLIGHT if uid in record.in_flight else UNRECORDED))
+        for result in record.results.values():
+            # dbt v2 writes what has nothing to do as skipped; a run that ended well skipped
+            # nothing because of a failure.
+            if result.status == SKIPPED and invocation.exit_code == 0:
+                result = msgspec.structs.replace(result, status="no-op")
+            say(result)
+    first = ordered[0].invocation.run
+    return RunState(first, [r.invocation for r in ordered], nodes, list(warnings))
+
+
+def unsettled(state: RunState) -> dict[str, NodeState]:
+    """The nodes that keep the run from being whole, by their own last word; hooks included."""
+    return {u: n for u, n in state.nodes.items() if n.result.status not in SUCCESSES}
+
+
+def rebuilt_above(state: RunState, graph: Graph) -> dict[str, str]:
+    """Successes that a later attempt made untrue: node -> the parent that was rebuilt after it.
+
+    Within the first attempt the order is the pipeline's own, and a clean run has the same.
+    """
+    stale: dict[str, str] = {}
+    for uid, node in state.nodes.items():
+        if node.result.status not in SUCCESSES or uid not in graph.nodes:
+            continue
+        if graph.nodes[uid].resource_type not in BUILDABLE | TESTS - {"unit_test"}:
+            continue
+        for parent in relations_read_by(graph, uid):
+            above = state.nodes.get(parent)
+            if (
+                above is not None
+                and above.attempt > node.attempt
+                and above.result.status in SUCCESSES
+            ):
+                stale[uid] = parent
+                break
+    return stale
+
+
+def relations_read_by(graph: Graph, uid: str) -> list[str]:
+    """Parents whose rows the node reads, looking through ephemeral models and views: themselves
+    in the list (views), as well as what they read."""
+    seen: set[str] = set()
+    found: list[str] = []
+    stack = list(graph.parents.get(uid, ()))
+    while stack:
+        parent = stack.pop()
+        if parent in seen:
+            continue
+        seen.add(parent)
+        node = graph.nodes[parent]
+        if node.materialized != "ephemeral":
+            found.append(parent)
+        if node.materialized in ("ephemeral", "view"):
+            stack.extend(graph.parents[parent])
+    return found
+
+
+def describe(state: RunState) -> str:
+    """One word for the run: success, recovered, failed."""
+    if unsettled(state):
+        return "failed"
+    return "recovered" if state.attempts > 1 else "success"
+
+
+def counts(state: RunState) -> dict[str, int]:
+    """status -> number of nodes."""
+    result: dict[str, int] = {}
+    for node in state.nodes.values():
+        result[node.result.status] = result.get(node.result.status, 0) + 1
+    return result
+
+
+def failed_nodes(state: RunState) -> list[NodeResult]:
+    """What failed itself (not what was skipped or lost), in a stable order."""
+    return sorted(
+        (n.result for n in state.nodes.values() if n.result.status in FAILURES),
+        key=lambda r: r.unique_id,
+    )

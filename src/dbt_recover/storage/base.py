@@ -1,0 +1,140 @@
+"""What the archive asks of a store, and nothing more.
+
+Keys are `/`-separated, relative, of printable ASCII without `..`, `//`, backslash or control
+characters (`check_key`). All methods raise `StorageError` (exit 14) when the store cannot be
+reached or does not permit the call, after a bounded number of tries of what may pass.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from ..errors import RecoverError, UsageError
+
+_KEY = re.compile(r"[A-Za-z0-9!_.*'()~@=+,%-]+(/[A-Za-z0-9!_.*'()~@=+,%-]+)*")
+_MAX_KEY = 900
+_MAX_PART = 240
+
+
+class MissingKey(RecoverError):
+    """No object has this key (an expected answer, caught by the archive)."""
+
+    exit_code = 10
+
+
+class PreconditionFailed(RecoverError):
+    """`if_absent` or `if_match` did not hold: somebody else was there first."""
+
+    exit_code = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One listed object."""
+
+    key: str
+    size: int
+    """Bytes as stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What a store knows of one object."""
+
+    size: int
+    etag: str
+    """Changes whenever the content does; what `if_match` takes."""
+    age: float
+    """Seconds since it was last written, by the store's own clock (not this machine's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """An object read whole."""
+
+    data: bytes
+    etag: str
+    age: float
+    """Seconds since it was last written, by the store's own clock."""
+
+
+class Storage(Protocol):
+    """A flat, strongly consistent key-value store with conditional writes."""
+
+    url: str
+    """What the user would type to name it."""
+
+    def read(self, key: str, *, max_bytes: int | None = None) -> Blob:
+        """The object's bytes. `MissingKey` if there is none, `DamagedError` beyond max_bytes."""
+
+    def open(self, key: str) -> BinaryIO:
+        """A stream over the object, for the caller to close. `MissingKey` if there is none."""
+
+    def write(
+        self,
+        key: str,
+        body: bytes | BinaryIO,
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        """Store the object whole or not at all, and return its etag.
+
+        `body` as a stream is seekable and read from its start, more than once if tried again.
+        `PreconditionFailed` when the condition does not hold; a response lost on the way to us
+        after our own write took effect counts as success (the content is read back).
+        """
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        """All objects whose key begins with prefix, in ascending key order, past `after`."""
+
+    def folders(self, prefix: str) -> builtins.list[str]:
+        """Names directly below `prefix` (ends in `/` or is empty) that have something below them,
+        sorted, without slashes."""
+
+    def stat(self, key: str) -> Stat | None:
+        """None if there is no such object."""
+
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """Remove it; absent is fine. `PreconditionFailed` if if_match is given and differs."""
+
+
+def check_key(key: str) -> str:
+    """Return `key` if every store can hold it and it stays below the root; else UsageError."""
+    parts = key.split("/")
+    if (
+        len(key) > _MAX_KEY
+        or not _KEY.fullmatch(key)
+        or any(p in (".", "..") or len(p) > _MAX_PART for p in parts)
+    ):
+        raise UsageError(f"not a key an archive can hold: {key[:120]!r}")
+    return key
+
+
+def is_key(text: str) -> bool:
+    """Whether `check_key` accepts it. Listings leave out what it does not: files of other tools,
+    our temporary ones, the empty `folder/` objects of S3 consoles."""
+    try:
+        check_key(text)
+    except UsageError:
+        return False
+    return True
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` if a key can begin with it (the empty one begins all); else UsageError."""
+    # A whole key of the greatest length is a prefix, too.
+    if not is_key(prefix):
+        check_key(prefix + "x")
+    return prefix
+
+
+def check_folder(prefix: str) -> str:
+    """Return `prefix` if it is empty or a prefix that ends in a slash; else UsageError."""
+    if prefix and not prefix.endswith("/"):
+        raise UsageError(f"not a folder, it must end in a slash: {prefix[:120]!r}")
+    return check_prefix(prefix)

@@ -1,0 +1,337 @@
+"""An archive in an S3 bucket, or in a store that speaks S3.
+
+botocore repeats what may pass (500, 503, throttling, resets, timeouts). That makes a conditional
+write ambiguous: the first try may have been carried out and its answer lost, and the second is then
+refused because of ourselves. So each write carries a nonce of its own in the object's metadata, and
+a refusal or a lost answer is followed by a look at what is there.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import random
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, BinaryIO
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ..errors import DamagedError, NotFoundError, StorageError, UsageError
+from .base import (
+    Blob,
+    Entry,
+    MissingKey,
+    PreconditionFailed,
+    Stat,
+    check_folder,
+    check_key,
+    check_prefix,
+    is_key,
+)
+from .options import S3Options
+from .s3_client import connect, is_aws
+from .s3_errors import InDoubt, NotSupported, explain, status_of
+from .s3_stream import ObjectStream
+
+_CHUNK = 1 << 20
+_NONCE = "nonce"
+# Seconds; doubled with each try, and of that a random part is waited.
+_BACKOFF = 0.1
+# The beginning of a name, up to the first character that sorts before or with the slash.
+_HEAD = re.compile("[^ -/]*")
+
+
+class S3Storage:
+    """Objects below `prefix` in a bucket."""
+
+    def __init__(self, bucket: str, prefix: str, options: S3Options) -> None:
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._root = f"{prefix}/" if prefix else ""
+        self._options = options
+        self._bucket_seen = False
+        self._common: dict[str, str] = {"Bucket": bucket}
+        if options.expected_bucket_owner:
+            self._common["ExpectedBucketOwner"] = options.expected_bucket_owner
+        if options.requester_pays:
+            self._common["RequestPayer"] = "requester"
+        try:
+            self._client = connect(options)
+        except (BotoCoreError, OSError) as error:
+            raise explain(error, "Connecting", self.url) from error
+        except ValueError as error:  # so botocore reports a malformed endpoint or region
+            raise UsageError(f"{self.url}: {error}") from error
+
+    def read(self, key: str, *, max_bytes: int | None = None) -> Blob:
+        """The object's bytes. `MissingKey` if there is none, `DamagedError` beyond max_bytes."""
+        answer = self._get(key)
+        with closing(self._stream(key, answer)) as stream:
+            if max_bytes is not None and stream.size > max_bytes:
+                raise DamagedError(
+                    f"{self._name(key)} has {stream.size} bytes, more than the {max_bytes} "
+                    "that an object of this kind can have"
+                )
+            data = b"".join(iter(lambda: stream.read(_CHUNK), b""))
+        return Blob(data, answer["ETag"], _age(answer))
+
+    def open(self, key: str) -> BinaryIO:
+        """A stream over the object, for the caller to close. `MissingKey` if there is none."""
+        return io.BufferedReader(self._stream(key, self._get(key)), _CHUNK)
+
+    def write(
+        self,
+        key: str,
+        body: bytes | BinaryIO,
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        """Store the object whole or not at all, and return its etag."""
+        nonce = uuid.uuid4().hex
+        condition: dict[str, str] = {}
+        if if_absent:
+            condition["IfNoneMatch"] = "*"
+        if if_match is not None:
+            condition["IfMatch"] = if_match
+        try:
+            answer = self._call(
+                "put_object",
+                key,
+                Body=body,
+                Metadata={_NONCE: nonce},
+                **condition,
+                **self._placement(),
+            )
+        except (PreconditionFailed, MissingKey) as refusal:
+            # If-Match on a key that is gone is a 404.
+            if etag := self._ours(key, nonce, body):
+                return etag
+            message = f"{self._name(key)} has been written or changed by another"
+            raise PreconditionFailed(message) from refusal
+        except InDoubt:
+            with suppress(StorageError):
+                if etag := self._ours(key, nonce, body):
+                    return etag
+            raise
+        return str(answer["ETag"])
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+        """All objects whose key begins with prefix, in ascending key order, past `after`."""
+        check_prefix(prefix)
+        if after > prefix and not after.startswith(prefix):
+            return iter(())
+        return self._list(prefix, after)
+
+    def folders(self, prefix: str) -> builtins.list[str]:
+        """Names directly below `prefix` that have something below them, sorted.
+
+        SeaweedFS names a folder for some seconds after its last object was deleted.
+        """
+        below = self._root + check_folder(prefix)
+        found = set()
+        for page in self._pages(prefix, Delimiter="/"):
+            for common in page.get("CommonPrefixes", ()):
+                found.add(common["Prefix"][len(below) :].rstrip("/"))
+        return sorted(filter(is_key, found))
+
+    def stat(self, key: str) -> Stat | None:
+        """None if there is no such object."""
+        try:
+            answer = self._call("head_object", key)
+        except MissingKey:
+            self._check_bucket()
+            return None
+        return Stat(answer["ContentLength"], answer["ETag"], _age(answer))
+
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """Remove it; absent is fine. `PreconditionFailed` if if_match is given and differs."""
+        condition = {}
+        if if_match is not None:
+            # Some stores that honour If-Match on a PUT ignore it on a DELETE: looking first leaves
+            # those a small gap instead of an open door.
+            found = self.stat(key)
+            if found is None:
+                return
+            if found.etag != if_match:
+                raise PreconditionFailed(f"{self._name(key)} has been changed by another")
+            condition["IfMatch"] = if_match
+        try:
+            self._call("delete_object", key, **condition)
+        except MissingKey:
+            return
+        except PreconditionFailed:
+            # Our own delete, its answer lost, looks like this, too.
+            if self.stat(key) is not None:
+                raise
+
+    def preconditions_honoured(self) -> bool:
+        """Whether the store refuses conditional writes as it should; some accept all of them.
+
+        Writes an object of its own below the prefix and removes it.
+        """
+        key = f"probe-{uuid.uuid4().hex}"
+        try:
+            self.write(key, b"1", if_absent=True)
+        except NotSupported:
+            return False
+        try:
+            return self._refuses(key, if_absent=True) and self._refuses(
+                key, if_match=f'"{"0" * 32}"'
+            )
+        finally:
+            self.delete(key)
+
+    def _refuses(self, key: str, *, if_absent: bool = False, if_match: str | None = None) -> bool:
+        try:
+            self.write(key, b"2", if_absent=if_absent, if_match=if_match)
+        except PreconditionFailed:
+            return True
+        except NotSupported:
+            return False
+        return False
+
+    def _name(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+    def _placement(self) -> dict[str, str]:
+        o = self._options
+        asked = {
+            "ServerSideEncryption": o.sse or ("aws:kms" if o.sse_kms_key_id else ""),
+            "SSEKMSKeyId": o.sse_kms_key_id,
+            "ACL": o.acl,
+            "StorageClass": o.storage_class,
+        }
+        return {name: value for name, value in asked.items() if value}
+
+    def _call(self, method: str, key: str, **parameters: Any) -> dict[str, Any]:
+        """One request about an object, its errors explained."""
+        parameters |= {"Key": self._root + check_key(key), **self._common}
+        return self._send(method, self._name(key), parameters)
+
+    def _send(self, method: str, url: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        operation = "".join(word.capitalize() for word in method.split("_"))
+        tries = self._options.max_attempts
+        for attempt in range(1, tries + 1):
+            body = parameters.get("Body")
+            if body is not None and not isinstance(body, bytes):
+                body.seek(0)
+            try:
+                answer: dict[str, Any] = getattr(self._client, method)(**parameters)
+            except ClientError as error:
+                # 409: two conditional writes met; which of them holds is known when it is over.
+                if status_of(error) != 409 or attempt == tries:
+                    raise explain(error, operation, url) from error
+                time.sleep(random.uniform(0, _BACKOFF * 2**attempt))
+            except (BotoCoreError, OSError) as error:
+                raise explain(error, operation, url) from error
+            else:
+                self._bucket_seen = True
+                return answer
+        raise AssertionError("unreachable: the last try returned or raised")
+
+    def _get(self, key: str) -> dict[str, Any]:
+        return self._call("get_object", key)
+
+    def _stream(self, key: str, answer: dict[str, Any]) -> ObjectStream:
+        def again(position: int) -> dict[str, Any]:
+            part = {"Range": f"bytes={position}-"} if position else {}
+            return self._call("get_object", key, IfMatch=answer["ETag"], **part)
+
+        return ObjectStream(answer, again, self._name(key), self._options.max_attempts)
+
+    def _ours(self, key: str, nonce: str, body: bytes | BinaryIO) -> str | None:
+        """The etag of what is there if this very write put it there, byte for byte."""
+        try:
+            answer = self._get(key)
+            with closing(self._stream(key, answer)) as stream:
+                if answer.get("Metadata", {}).get(_NONCE) != nonce:
+                    return None
+                expected = io.BytesIO(body) if isinstance(body, bytes) else body
+                expected.seek(0)
+                while chunk := stream.read(_CHUNK):
+                    if chunk != expected.read(len(chunk)):
+                        return None
+                return None if expected.read(1) else str(answer["ETag"])
+        except MissingKey:
+            return None
+
+    def _check_bucket(self) -> None:
+        """NotFoundError if the bucket is missing, which a HEAD of an object does not tell."""
+        if self._bucket_seen:
+            return
+        try:
+            self._send("head_bucket", self.url, self._common)
+        except MissingKey as error:
+            raise NotFoundError(
+                f"no such bucket: {self.url}", hint="check the name, the endpoint and the account"
+            ) from error
+        except StorageError:
+            return  # may not be looked at; then it is there
+
+    def _pages(self, prefix: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        parameters |= {"Prefix": self._root + prefix, **self._common}
+        while True:
+            page = self._send("list_objects_v2", self._name(prefix), parameters)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = page.get("NextContinuationToken")
+            if not token or token == parameters.get("ContinuationToken"):
+                # Going on would read the same page for ever; stopping would hide what is there.
+                raise StorageError(
+                    f"ListObjectsV2 of {self._name(prefix)}: the store does not say where the next "
+                    "page begins"
+                )
+            parameters["ContinuationToken"] = token
+
+    def _list(self, prefix: str, after: str) -> Iterator[Entry]:
+        ordered = is_aws(self._client)
+        start = after if ordered else _before_group(prefix, after)
+        parameters = {"StartAfter": self._root + start} if start else {}
+        found = (
+            Entry(item["Key"][len(self._root) :], item["Size"])
+            for page in self._pages(prefix, **parameters)
+            for item in page.get("Contents", ())
+        )
+        for entry in found if ordered else _in_order(found, prefix):
+            if entry.key > after and is_key(entry.key):
+                yield entry
+
+
+def _in_order(entries: Iterator[Entry], prefix: str) -> Iterator[Entry]:
+    """Entries of a store that may list as a directory walk does (SeaweedFS): `a/b` before `a-b`.
+
+    That order and the one we promise differ only among keys with the same beginning up to the first
+    character that sorts before or with the slash, and in both these stand together.
+    """
+    for _, group in groupby(entries, lambda entry: _head(entry.key, prefix)):
+        yield from sorted(group, key=attrgetter("key"))
+
+
+def _before_group(prefix: str, after: str) -> str:
+    """A place to start at that in either order is before all that comes past `after`."""
+    if not after.startswith(prefix):
+        return ""
+    head = _head(after, prefix)[:-1]
+    return prefix + head if head else ""
+
+
+def _head(key: str, prefix: str) -> str:
+    match = _HEAD.match(key, len(prefix))
+    return match.group() if match else ""
+
+
+def _age(answer: Mapping[str, Any]) -> float:
+    """By the store's clock alone: its answer's Date less the object's Last-Modified."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if not date:
+        return 0.0  # against the rules of HTTP; young is the safe side: a lease is not taken over
+    modified: datetime = answer["LastModified"]
+    return max(0.0, (parsedate_to_datetime(date) - modified).total_seconds())

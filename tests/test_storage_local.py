@@ -1,0 +1,389 @@
+"""What only a directory can do wrong: links, full disks, files of others, and what killed writers
+leave behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dbt_recover.errors import DamagedError, StorageError, UsageError
+from dbt_recover.storage import local_files, open_storage
+from dbt_recover.storage.base import MissingKey, PreconditionFailed, is_key
+from dbt_recover.storage.local import LocalStorage
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where the archive will be; not there yet."""
+    return tmp_path / "some" / "archive"
+
+
+@pytest.fixture
+def store(root: Path) -> LocalStorage:
+    """An empty one."""
+    return LocalStorage(root)
+
+
+def files_below(root: Path) -> list[str]:
+    """Everything that is there, whether it is an object or not."""
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
+
+
+# ---- what is left on the disk ------------------------------------------------------------------
+
+
+def test_reading_creates_nothing(store: LocalStorage, root: Path) -> None:
+    assert list(store.list("")) == []
+    assert store.stat("x") is None
+    store.delete("x")
+    assert not root.parent.exists()
+
+
+def test_only_the_owner_can_read_it(store: LocalStorage, root: Path) -> None:
+    before = os.umask(0)
+    try:
+        store.write("runs/a/x", b"1")
+        store.write("runs/a/y", b"1", if_absent=True)
+    finally:
+        os.umask(before)
+    for path in (root.parent, root, *root.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert oct(mode) == oct(0o700 if path.is_dir() else 0o600), path
+
+
+def test_nothing_but_the_objects_is_left(store: LocalStorage, root: Path) -> None:
+    etag = store.write("a/x", b"1", if_absent=True)
+    store.write("a/x", b"2", if_match=etag)
+    for condition in ({"if_absent": True}, {"if_match": etag}):
+        with pytest.raises(PreconditionFailed):
+            store.write("a/x", b"3", **condition)  # type: ignore[arg-type] # mypy does not see into a dict
+    store.write("b/c/y", b"1")
+    assert files_below(root) == ["a", "a/x", "b", "b/c", "b/c/y"]
+    store.delete("b/c/y")
+    assert files_below(root) == ["a", "a/x"]
+    store.delete("a/x")
+    assert files_below(root) == []
+
+
+def test_without_hard_links_if_absent_still_has_one_winner(
+    store: LocalStorage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    store.write("x", b"first", if_absent=True)
+    with pytest.raises(PreconditionFailed, match="exists already"):
+        store.write("x", b"second", if_absent=True)
+    assert store.read("x").data == b"first"
+    assert files_below(root) == ["x"]
+
+
+def test_an_answer_to_a_link_that_was_lost_counts_as_success(
+    store: LocalStorage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # NFS repeats a call whose answer was lost, and the second one finds what the first made.
+    link: Callable[..., None] = os.link
+
+    def twice(*args: object, **kwargs: object) -> None:
+        link(*args, **kwargs)
+        link(*args, **kwargs)
+
+    monkeypatch.setattr(os, "link", twice)
+    store.write("x", b"first", if_absent=True)
+    assert store.read("x").data == b"first"
+    assert files_below(root) == ["x"]
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from dbt_recover.storage.local import LocalStorage
+real = os.write
+def write(descriptor, data):
+    real(descriptor, data[: len(data) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+os.write = write
+LocalStorage(Path(sys.argv[1])).write("a/x", b"half of this", if_absent=True)
+"""
+
+
+def test_a_killed_writer_leaves_nothing_to_be_seen(store: LocalStorage, root: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(root)])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(files_below(root)) == 2  # a/ and what was being written: the test tests something
+    assert list(store.list("")) == []
+    assert store.folders("") == []
+    assert store.stat("a/x") is None
+    store.write("a/x", b"whole", if_absent=True)
+    assert [entry.key for entry in store.list("")] == ["a/x"]
+
+
+def _hold_lock_and_die(root: str) -> None:
+    descriptor = os.open(f"{root}/.#x", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dead_holder_holds_no_lock(store: LocalStorage, root: Path) -> None:
+    etag = store.write("x", b"1")
+    holder = multiprocessing.get_context("spawn").Process(
+        target=_hold_lock_and_die, args=(str(root),)
+    )
+    holder.start()
+    holder.join()
+    assert (root / ".#x").exists()
+    store.write("x", b"2", if_match=etag)
+    assert files_below(root) == ["x"]
+
+
+def test_a_lock_that_is_never_released_is_reported(
+    store: LocalStorage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_files, "_LOCK_SECONDS", 0.05)
+    etag = store.write("x", b"1")
+    with (root / ".#x").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match=r"cannot lock .*/x: another process") as caught:
+            store.write("x", b"2", if_match=etag)
+    assert "fuser" in caught.value.hint
+    assert store.read("x").data == b"1"
+
+
+# ---- failing disks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "says", "hint"),
+    [
+        (errno.ENOSPC, "no space left", "df -h"),
+        (errno.EDQUOT, "quota", "df -h"),
+        (errno.EIO, "input/output error", "dmesg"),
+    ],
+)
+@pytest.mark.parametrize("condition", ["plain", "if_absent", "if_match"])
+def test_a_full_disk_leaves_what_was_there(
+    store: LocalStorage,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    says: str,
+    hint: str,
+    condition: str,
+) -> None:
+    etag = store.write("a/x", b"before")
+    real = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) <= 4:
+            raise OSError(number, os.strerror(number))
+        return real(descriptor, data[:-4])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StorageError, match=rf"cannot write .*/a/[xy]: .*{says}") as caught:
+            if condition == "if_absent":
+                store.write("a/y", b"0123456789", if_absent=True)
+            elif condition == "if_match":
+                store.write("a/x", b"0123456789", if_match=etag)
+            else:
+                store.write("a/x", io.BytesIO(b"0123456789"))
+    assert hint in caught.value.hint
+    assert str(root / "a") in caught.value.hint or number == errno.EIO
+    assert isinstance(caught.value.__cause__, OSError)
+    assert files_below(root) == ["a", "a/x"]
+    assert store.read("a/x").data == b"before"
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.EACCES, "ls -ld"), (errno.EROFS, "writable --archive")]
+)
+def test_what_is_not_permitted_is_named(
+    store: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    # A mode would not do: the tests may run as root.
+    store.write("a/x", b"1")
+
+    def refuse(*args: object, **kwargs: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    attempts: list[tuple[str, Callable[[], object]]] = [
+        ("write .*/a/x", lambda: store.write("a/x", b"2")),
+        ("read .*/a/x", lambda: store.read("a/x")),
+        ("read .*/a/x", lambda: store.open("a/x")),
+        ("read .*/a/x", lambda: store.stat("a/x")),
+        ("delete .*/a/x", lambda: store.delete("a/x")),
+        ("list .*/a", lambda: list(store.list("a/"))),
+        ("list .*/archive", lambda: store.folders("")),
+    ]
+    for doing, attempt in attempts:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            with pytest.raises(StorageError, match=f"cannot {doing}") as caught:
+                attempt()
+        assert hint in caught.value.hint
+
+
+def test_a_disk_that_fails_while_reading(
+    store: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("x", b"1")
+    stream = store.open("x")
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: object, /) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with stream, monkeypatch.context() as patch:
+        patch.setattr(local_files.io.FileIO, "readinto", Failing.readinto, raising=False) if (
+            False
+        ) else patch.setattr(local_files.Reader, "__bases__", (Failing,))
+        with pytest.raises(StorageError, match=r"cannot read .*/x: input/output error"):
+            stream.read(1)
+
+
+def test_a_file_where_the_archive_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    store = LocalStorage(tmp_path / "file")
+    for attempt in (
+        lambda: store.read("x"),
+        lambda: store.write("x", b""),
+        lambda: list(store.list("")),
+    ):
+        with pytest.raises(UsageError, match="file is not a directory"):
+            attempt()
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(store: LocalStorage, root: Path) -> None:
+    store.write("a/b", b"1")
+    for key, condition in (("a", False), ("a", True), ("a/b/c", False), ("a/b/c", True)):
+        with pytest.raises(StorageError, match=f"cannot write .*/{key}:") as caught:
+            store.write(key, b"2", if_absent=condition)
+        assert "folder" in caught.value.hint
+    with pytest.raises(MissingKey):
+        store.read("a")
+    with pytest.raises(MissingKey):
+        store.read("a/b/c")
+    store.delete("a")
+    store.delete("a/b/c")
+    assert list(store.list("a/b/")) == []
+    assert files_below(root) == ["a", "a/b"]
+
+
+# ---- links and other things that are no objects ----------------------------------------------------
+
+
+def test_no_link_is_followed(store: LocalStorage, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    store.write("a/x", b"1")
+    (root / "folder").symlink_to(outside)
+    (root / "a" / "file").symlink_to(outside / "secret")
+    (root / "a" / "dangling").symlink_to(outside / "new")
+    (root / "inside").symlink_to(root / "a")
+
+    for key in ("folder/secret", "a/file", "a/dangling", "inside/x"):
+        attempts: list[Callable[[], object]] = [
+            lambda key=key: store.read(key),
+            lambda key=key: store.open(key),
+            lambda key=key: store.stat(key),
+            lambda key=key: store.write(key, b"2"),
+            lambda key=key: store.write(key, b"2", if_absent=True),
+            lambda key=key: store.write(key, b"2", if_match="x"),
+            lambda key=key: store.delete(key),
+        ]
+        for attempt in attempts:
+            with pytest.raises(DamagedError, match="is a symbolic link"):
+                attempt()
+    for attempt in (lambda: list(store.list("folder/")), lambda: store.folders("folder/")):
+        with pytest.raises(DamagedError, match="folder is a symbolic link"):
+            attempt()
+    # Met on the way, they are no objects: the lesson's layout may have a link called `latest`.
+    assert [entry.key for entry in store.list("")] == ["a/x"]
+    assert store.folders("") == ["a"]
+    assert files_below(outside) == ["secret"]
+    assert (outside / "secret").read_text() == "secret"
+
+
+def test_the_archive_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    LocalStorage(tmp_path / "link").write("a/x", b"1")
+    assert LocalStorage(tmp_path / "real").read("a/x").data == b"1"
+
+
+def test_a_fifo_does_not_stop_the_reader(store: LocalStorage, root: Path) -> None:
+    store.write("x", b"1")
+    os.mkfifo(root / "fifo")
+    with pytest.raises(DamagedError, match="neither a file nor a directory"):
+        store.read("fifo")
+    assert [entry.key for entry in store.list("")] == ["x"]
+
+
+def test_files_that_are_no_keys_are_not_listed(store: LocalStorage, root: Path) -> None:
+    store.write("a/x", b"1")
+    (root / "a" / "notes from ops.txt").write_text("")
+    (root / "a" / ".#temporary").write_text("")
+    (root / "b c").mkdir()
+    (root / "b c" / "x").write_text("")
+    assert [entry.key for entry in store.list("")] == ["a/x"]
+    assert store.folders("") == ["a"]
+
+
+# ---- listing -------------------------------------------------------------------------------------
+
+
+def test_listing_a_day_opens_no_other(store: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in range(1, 10):
+        store.write(f"runs/2026-01-0{day}/a/x", b"1")
+    opened: list[str] = []
+    real = os.open
+
+    def watched(path: str | Path, *args: int, **kwargs: int) -> int:
+        opened.append(str(path))
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", watched)
+        assert len(list(store.list("runs/2026-01-05/"))) == 1
+        assert len(list(store.list("runs/2026-01-06"))) == 1
+        assert len(list(store.list("runs/", after="runs/2026-01-07/b"))) == 2
+    days = [path for path in opened if path.startswith("2026")]
+    assert days == ["2026-01-05", "2026-01-06", "2026-01-07", "2026-01-08", "2026-01-09"]
+
+
+names = st.text(alphabet="a-./0", min_size=1, max_size=6).filter(is_key)
+
+
+@given(st.sets(names, max_size=12), st.text("a-./0", max_size=3), st.text("a-./0", max_size=6))
+def test_lists_what_a_sorted_set_would(
+    tmp_path_factory: pytest.TempPathFactory, wanted: set[str], prefix: str, after: str
+) -> None:
+    # No key that is also a folder: a file system cannot hold those.
+    keys = {key for key in wanted if not any(other.startswith(key + "/") for other in wanted)}
+    root = tmp_path_factory.mktemp("archive")
+    for key in keys:
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        (root / key).write_text("")
+    store = open_storage(str(root))
+    try:
+        listed = [entry.key for entry in store.list(prefix, after=after)]
+    except UsageError:
+        assert prefix.startswith("/") or "//" in prefix or "./" in prefix
+        return
+    assert listed == sorted(key for key in keys if key.startswith(prefix) and key > after)

@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ class Bucket:
         return self.server.environment()
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """The same for `open_storage(url, options)`."""
         return {"endpoint_url": self.server.endpoint_url}
 

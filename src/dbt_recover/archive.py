@@ -19,6 +19,7 @@ from .errors import DamagedError, NotFoundError, UsageError
 from .graph import Graph
 from .journal import Record, fold
 from .layout import Listed, RunPlace, Summary
+from .machine import process_lives, this_machine
 from .model import Artifact, Invocation, NodeResult, Recorded, RunInfo, RunSummary
 from .storage.base import MissingKey, PreconditionFailed, Storage
 
@@ -75,6 +76,15 @@ class Results(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     results: list[NodeResult] = []
     in_flight: list[str] = []
+
+
+class SignOfLife(msgspec.Struct, frozen=True):
+    """live/*: written again and again while an invocation runs."""
+
+    host: str = ""
+    machine: str = ""
+    processes: list[str] = []
+    """Marks (see machine.process_mark) of the recorder and of its dbt."""
 
 
 class RunPointer(msgspec.Struct, frozen=True):
@@ -177,6 +187,7 @@ class Archive:
         """A line of `runs`. Reads an object only where a writer died at the wrong moment, and a
         heartbeat only of what has not ended."""
         words = dict(entries.summaries)
+        begun = [self.begun_of(entries.place, i).invocation for i in sorted(entries.open)]
         for invocation_id in entries.committed - words.keys():
             # Killed between the commit and its summary: the commit says it all.
             words[invocation_id] = summarise(self.commit_of(entries.place, invocation_id))
@@ -199,7 +210,8 @@ class Archive:
             total=max((s.total for s in words.values() if s.scope == "run"), default=0)
             or sum(s.total for s in latest),
             seconds=sum(s.seconds for s in words.values()),
-            command=_commands(list(words.values())),
+            command=_commands(list(words.values()))
+            or ", ".join(dict.fromkeys(i.command for i in begun)),
             ended=last.ended if last else "",
         )
 
@@ -213,9 +225,16 @@ class Archive:
         }
 
     def alive(self, place: RunPlace, invocation_id: str) -> bool:
-        """Whether the invocation gave a sign of life within the last minute."""
-        stat = self.storage.stat(place.heartbeat(invocation_id))
-        return stat is not None and stat.age < HEARTBEAT_LOST_AFTER
+        """Whether the invocation gave a sign of life within the last minute. On the machine where
+        it ran, whether its recorder or its dbt is still there."""
+        try:
+            beat = self.storage.read(place.heartbeat(invocation_id), max_bytes=MAX_RECORD)
+        except MissingKey:
+            return False
+        sign: SignOfLife = self._decode(beat.data, SignOfLife, place.heartbeat(invocation_id))
+        if sign.machine == this_machine():
+            return any(process_lives(mark) for mark in sign.processes)
+        return beat.age < HEARTBEAT_LOST_AFTER
 
     def runs(
         self,

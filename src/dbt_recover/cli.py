@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .archive import Archive
     from .checkout import Project
     from .execute import Where
-    from .recover import LoadedRun, Options
+    from .load import Asking, LoadedRun
+    from .recover import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,12 +95,19 @@ class App:
         """To the person, on stderr."""
         click.echo(text, err=True)
 
-    def load(self, run: str, logical_date: str = "") -> tuple[LoadedRun, Archive]:
+    def load(
+        self, run: str, logical_date: str = "", asking: Asking | None = None
+    ) -> tuple[LoadedRun, Archive]:
         """The run that RUN names."""
-        from .recover import load
+        from .load import load
+        from .pipeline import read_pipelines
 
-        archive = self.archive()
-        return load(archive, archive.resolve(run, logical_date=logical_date)), archive
+        project = self.project()
+        archive = self.archive(project)
+        place = archive.resolve(run, logical_date=logical_date)
+        pipelines = read_pipelines(self.file().pipeline, str(self.file().path))
+        loaded = load(archive, place, project=project, pipelines=pipelines, asking=asking)
+        return loaded, archive
 
 
 def _load_file(
@@ -199,6 +207,9 @@ def _planning(function: F) -> F:
         ),
         click.option("--allow-other-project", is_flag=True, help="Go on in another dbt project."),
         click.option("--allow-other-target", is_flag=True, help="Go on in another target."),
+        click.option(
+            "--allow-unknown-scope", is_flag=True, help="Go on though more may be left undone."
+        ),
         click.option("--logical-date", metavar="DATE", help="The run of this Airflow date."),
     )
     for option in reversed(options):
@@ -313,15 +324,20 @@ def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None
 @cli.command()
 @click.argument("run", default="latest-failed")
 @_planning
+@click.option("--ask-dbt", is_flag=True, help="Let dbt tell what the archive does not say.")
 @_output
 @click.pass_obj
-def plan(app: App, /, run: str, output: str, logical_date: str | None, **given: Any) -> None:
-    """What retry would run again and why. Never starts dbt."""
-    from .recover import plan_run
+def plan(
+    app: App, /, run: str, output: str, logical_date: str | None, ask_dbt: bool, **given: Any
+) -> None:
+    """What retry would run again and why. Does not start dbt unless --ask-dbt is given."""
+    from .recover import Dbt, plan_run
     from .render import documents, tables
 
-    loaded, _ = app.load(run, logical_date or "")
-    made = plan_run(loaded, _options(app, given), app.project())
+    options = _options(app, given)
+    asking = Dbt(app.where(app.archive()), options, app.options["dbt"]) if ask_dbt else None
+    loaded, _ = app.load(run, logical_date or "", asking)
+    made = plan_run(loaded, options, app.project(), asking)
     click.echo(
         documents.dump(documents.plan(made, loaded.state))
         if output == "json"
@@ -345,18 +361,21 @@ def retry(
     **given: Any,
 ) -> None:
     """Run again what has to be, archive the attempt, and say whether the run is now whole."""
-    from .recover import parse_with, plan_run, refused, retry
+    from .carry_out import refused, retry
+    from .recover import Dbt, plan_run
     from .render import documents, tables
 
     if dry_run:
-        context.invoke(plan, run=run, output=output, logical_date=logical_date, **given)
+        context.invoke(
+            plan, run=run, output=output, logical_date=logical_date, ask_dbt=True, **given
+        )
         return
     app: App = context.obj
-    loaded, kept = app.load(run, logical_date or "")
     options = _options(app, given)
-    where = app.where(kept)
-    parse = parse_with(where, options, app.options["dbt"])
-    made = plan_run(loaded, options, app.project(), parse)
+    where = app.where(app.archive())
+    asking = Dbt(where, options, app.options["dbt"])
+    loaded, _ = app.load(run, logical_date or "", asking)
+    made = plan_run(loaded, options, app.project(), asking)
     try:
         done = retry(
             where,
@@ -385,7 +404,7 @@ def retry(
 @click.pass_obj
 def fetch(app: App, run: str, to: str, logical_date: str) -> None:
     """Write a state directory for any dbt's --state, merged over the run's invocations."""
-    from .recover import fetch
+    from .state_dir import fetch
 
     loaded, kept = app.load(run, logical_date)
     fetch(kept, loaded, Path(to), app.project())

@@ -44,6 +44,8 @@ class File:
     options: Mapping[str, Any]
     """Global options by name, and a table per command."""
     s3: Mapping[str, Any]
+    pipeline: Any = None
+    """The declared pipelines, as pipeline.read_pipelines takes them."""
 
 
 def read_file(given: str | None, start: Path) -> File:
@@ -62,8 +64,9 @@ def read_file(given: str | None, start: Path) -> File:
             f"{path}: unknown option in [s3]: {', '.join(unknown)}",
             hint="there are: " + ", ".join(sorted(S3_OPTIONS)),
         )
+    pipeline = table.pop("pipeline", None)
     options = {k.replace("-", "_"): _names(v) for k, v in table.items()}
-    return File(path, options, s3)
+    return File(path, options, s3, pipeline)
 
 
 def _names(value: Any) -> Any:
@@ -112,7 +115,8 @@ def check_names(file: File, known: Mapping[str, Sequence[str]]) -> None:
         elif key not in known[""]:
             raise UsageError(
                 f"{file.path}: unknown option {key!r}",
-                hint="there are: " + ", ".join([*known[""], "s3", *(k for k in known if k)]),
+                hint="there are: "
+                + ", ".join([*known[""], "s3", "pipeline", *(k for k in known if k)]),
             )
 
 

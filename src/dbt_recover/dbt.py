@@ -65,6 +65,7 @@ def run(
     cwd: Path,
     stdout: IO[Any] | int | None = None,
     keep_going: Callable[[], bool] = lambda: True,
+    on_start: Callable[[int], None] = lambda _pid: None,
 ) -> Ended:
     """Run dbt to its end, with its output where ours goes (or to stdout, if given).
 
@@ -87,6 +88,7 @@ def run(
                 hint="check the command after `--`, or --dbt PATH",
             ) from exc
         signals.target = process.pid
+        on_start(process.pid)
         if signals.received:
             signals.interrupt()
         while True:
@@ -100,9 +102,9 @@ def run(
         return Ended(process.returncode, signals.received, signals.killed)
 
 
-def capture(argv: Sequence[str], *, env: Mapping[str, str]) -> str:
+def capture(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> str:
     """What a short command prints. DbtError if it fails."""
-    done = subprocess.run(argv, env=dict(env), capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, env=dict(env), capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode != 0:
         raise DbtError(f"{argv[0]} failed: {done.stderr.strip()[-500:]}")
     return done.stdout

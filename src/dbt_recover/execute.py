@@ -19,14 +19,15 @@ from typing import IO, Any
 
 import msgspec
 
-from . import checkout, dbt, layout
+from . import checkout, dbt, journal_v2, layout
 from .archive import Archive, Commit, Results, Verdict
 from .artifacts import RunResults, read_run_results
 from .command_line import RUNNING, DbtCommand, scrub, secret_values
 from .errors import DamagedError, DbtError, RecoverError, RefusedError, UsageError
 from .graph import Graph
-from .journal import Journal, fold, parse_event
+from .journal import Journal, fold
 from .layout import FORMAT_VERSION
+from .machine import process_lives, process_mark, this_machine
 from .manifest import encode_graph, read_manifest
 from .model import (
     SKIPPED,
@@ -39,8 +40,9 @@ from .model import (
     default_run_id,
 )
 from .publish import AlreadyArchived, Publication, Spool, SpoolState, find_spools
-from .recorder import Recorder
-from .selection import Selection, Unsupported, select
+from .recorder import Recorder, read_log
+from .scope import selected
+from .text_log import TextLog
 
 Say = Callable[[str], None]
 
@@ -142,6 +144,7 @@ def run_recorded(
         project_name=project.name,
         began=began,
         host=socket.gethostname(),
+        machine=this_machine(),
         pid=os.getpid(),
         recorder=_version(),
         intended=sorted(task.intended) if task else None,
@@ -150,7 +153,7 @@ def run_recorded(
     )
     state = SpoolState(
         where.archive.url,
-        os.getpid(),
+        [process_mark(os.getpid())],
         invocation,
         project_root=str(project.root),
         target_path=str(checkout.target_path(project, command, where.environ)),
@@ -159,8 +162,13 @@ def run_recorded(
     spool = Spool.create(home, state)
     publication = Publication(where.archive, spool)
     recorder = Recorder(spool, publication, invocation, project)
-    recorder.text_log = _text_log(project, command, where.environ)
+    recorder.text_log = TextLog(_text_log(project, command, where.environ))
     recorder.start()
+
+    def started(pid: int) -> None:
+        publication.processes.append(process_mark(pid))
+        spool.save(msgspec.structs.replace(state, processes=publication.processes))
+
     try:
         ended = dbt.run(
             command.without(_LOG_FLAGS).argv(),
@@ -168,6 +176,7 @@ def run_recorded(
             cwd=where.cwd,
             stdout=stdout,
             keep_going=keep_going,
+            on_start=started,
         )
     except DbtError:
         recorder.stop()
@@ -178,8 +187,13 @@ def run_recorded(
     if task is not None:
         commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
     spool.keep_commit(commit)
+    if ended.interrupted and recorder.trouble:
+        # Whoever interrupted us kills us soon; the archive has been out of reach all the while.
+        _say_kept(where, spool, recorder.trouble)
+        return Outcome(ended, recorded, commit.invocation.run.run_id)
     run_id = _deliver(where, publication, commit)
-    deliver_leftovers(where, home, quiet=True)
+    if not ended.interrupted:
+        deliver_leftovers(where, home, quiet=True)
     return Outcome(ended, recorded, run_id)
 
 
@@ -218,7 +232,8 @@ def _log_environment(recorder: Recorder) -> dict[str, str]:
     """Makes dbt write the JSON events that the journal is read from. By environment, so that the
     command stays the user's; dbt's screen output is not touched."""
     return {
-        "DBT_LOG_PATH": str(recorder.log.parent),
+        "DBT_LOG_PATH": str(recorder.log_directory),
+        "DBT_OTEL_FILE_NAME": journal_v2.FILE,
         "DBT_LOG_FORMAT_FILE": "json",
         "DBT_LOG_LEVEL_FILE": "debug",
         "DBT_LOG_FILE_MAX_BYTES": "0",
@@ -396,14 +411,18 @@ def _deliver(where: Where, publication: Publication, commit: Commit) -> str:
         where.say(f"dbt-recover: {exc.message}")
         run_id = exc.run_id
     except RecoverError as exc:
-        where.say(
-            f"dbt-recover: the archive cannot be written: {exc.message}\n"
-            f"dbt-recover: the record is kept in {spool.path}; the next exec delivers it, or: "
-            "dbt-recover archive --resume"
-        )
+        _say_kept(where, spool, exc.message)
         return run_id
     spool.remove()
     return run_id
+
+
+def _say_kept(where: Where, spool: Spool, why: str) -> None:
+    where.say(
+        f"dbt-recover: the archive cannot be written: {why}\n"
+        f"dbt-recover: the record is kept in {spool.path}; the next exec delivers it, or: "
+        "dbt-recover archive --resume"
+    )
 
 
 def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> list[str]:
@@ -435,10 +454,7 @@ def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> list[
 
 def _close(spool: Spool, state: SpoolState) -> Commit | None:
     """Write the commit that a recorder which was killed could not; None if dbt had said nothing."""
-    log = spool.path / "log" / "dbt.log"
-    records = (
-        [r for r in map(parse_event, log.read_bytes().split(b"\n")) if r] if log.exists() else []
-    )
+    records = read_log(spool.path / "log", state.project_root)
     if not records:
         return None
     journal = fold(records)
@@ -451,18 +467,11 @@ def _close(spool: Spool, state: SpoolState) -> Commit | None:
 
 
 def _lives(state: SpoolState) -> bool:
-    """Whether the recorder of this spool may still be at work."""
-    if state.invocation.host != socket.gethostname():
+    """Whether the recorder of this spool, or its dbt, may still be at work."""
+    if state.invocation.machine != this_machine():
         return True  # another machine's, on a shared disk: its to finish
-    if state.pid == os.getpid():
-        return False
-    try:
-        os.kill(state.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    own = process_mark(os.getpid())
+    return any(process_lives(mark) for mark in state.processes if mark != own)
 
 
 def archive_finished(
@@ -508,7 +517,8 @@ def archive_finished(
     commit = _finished_commit(ran, info.adapter_type, graph, identity)
     with tempfile.TemporaryDirectory(prefix="dbt-recover-") as directory:
         spool = Spool.create(
-            Path(directory), SpoolState(where.archive.url, os.getpid(), commit.invocation)
+            Path(directory),
+            SpoolState(where.archive.url, [], commit.invocation),
         )
         results = Results(FORMAT_VERSION, sorted(ran.results.values(), key=_by_id))
         kept = [spool.keep_file(n, target / n) for n in layout.ARTIFACTS if (target / n).is_file()]
@@ -547,26 +557,3 @@ def _finished_commit(
         recorder=_version(),
     )
     return Commit(FORMAT_VERSION, invocation, complete, nonce=secrets.token_hex(8))
-
-
-def selected(graph: Graph, args: Mapping[str, Any], command: str) -> frozenset[str] | None:
-    """What a command with these args executes; None where it is not ours to evaluate."""
-
-    def words(name: str) -> tuple[str, ...]:
-        value = args.get(name) or ()
-        return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
-
-    if command not in RUNNING - {"retry"}:
-        return None
-    selection = Selection(
-        select=words("select") or words("models"),
-        exclude=words("exclude"),
-        selector=str(args.get("selector") or ""),
-        resource_types=words("resource_types"),
-        exclude_resource_types=words("exclude_resource_types"),
-        indirect_selection=str(args.get("indirect_selection") or "eager"),
-    )
-    try:
-        return frozenset(select(graph, selection, command))
-    except Unsupported:
-        return None

@@ -9,7 +9,7 @@ Source of the events: dbt/events/types.py and dbt_common/events/types.proto of d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -181,7 +181,7 @@ def _batch(info: _Info, data: _Data, event: str) -> Record | None:
     )
 
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[[_Info, _Data], Record | None]] = {
     "NodeStart": _start,
     "NodeFinished": _finish,
     "LogStartBatch": lambda i, d: _batch(i, d, "batch_start"),

@@ -85,6 +85,8 @@ class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
     end: str = ""
     """exit, interrupted, killed, lost; `running` while its heartbeat is fresh."""
     host: str = ""
+    machine: str = ""
+    """Tells this boot of this machine (or container) from others: where `pid` means something."""
     pid: int = 0
     recorder: str = ""
     """dbt-recover's version."""

@@ -173,7 +173,6 @@ def make_plan(
         )
     warnings += _drift(drafts, changes, graph, policy)
     warnings += _not_idempotent(drafts, state, graph, policy)
-    warnings += [PlanWarning("state", text) for text in state.warnings]
     chosen, dropped = _narrow(drafts, policy)
     left += [LeftAlone(uid, "left out by --select or --exclude") for uid in dropped]
     replaced = successors(graph, current, chosen) if current is not None else {}

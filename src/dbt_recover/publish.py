@@ -25,11 +25,13 @@ from .archive import (
     InvocationPointer,
     Results,
     RunPointer,
+    SignOfLife,
     summarise,
 )
 from .errors import DamagedError, RefusedError, StorageError
 from .journal import Record
 from .layout import FORMAT_VERSION, RunPlace
+from .machine import process_mark
 from .model import Artifact, Invocation, RunInfo
 from .storage.base import MissingKey, PreconditionFailed
 
@@ -48,7 +50,8 @@ class SpoolState(msgspec.Struct, frozen=True, omit_defaults=True):
     """spool.json: what is being recorded, and for which archive."""
 
     archive: str
-    pid: int
+    processes: list[str]
+    """Marks (see machine.process_mark) of the recorder and of its dbt."""
     invocation: Invocation
     project_root: str = ""
     target_path: str = ""
@@ -175,6 +178,7 @@ class Publication:
         self.archive = archive
         self.spool = spool
         self.place: RunPlace | None = None
+        self.processes = [process_mark(os.getpid())]
         self._sent: set[str] = set()
 
     def begin(self, invocation: Invocation) -> Invocation:
@@ -220,7 +224,8 @@ class Publication:
     def heartbeat(self, invocation: Invocation) -> None:
         """Say that the invocation is still running."""
         if self.place is not None:
-            body = msgspec.json.encode({"host": invocation.host, "pid": invocation.pid})
+            sign = SignOfLife(invocation.host, invocation.machine, self.processes)
+            body = msgspec.json.encode(sign)
             self.archive.storage.write(self.place.heartbeat(invocation.invocation_id), body)
 
     def finish(self, commit: Commit) -> Commit:
@@ -250,6 +255,9 @@ class Publication:
         results = self._results()
         self._put(summarise(commit, results).key(place, ident), b"")
         self.archive.storage.delete(place.heartbeat(ident))
+        if any(a.name == "manifest.json" for a in artifacts):
+            # The final manifest says all that the early one did.
+            self.archive.storage.delete(place.data(ident, "manifest.early.json.zst"))
         return commit
 
     def _results(self) -> Results | None:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from . import checkout
+from . import checkout, journal_v2
 from .archive import HEARTBEAT_SECONDS
 from .errors import DamagedError, RecoverError
 from .journal import Journal, Record, fold, parse_event
 from .manifest import encode_graph, read_manifest
 from .model import Artifact, Invocation, default_run_id
 from .publish import AlreadyArchived, Publication, Spool
+from .text_log import TextLog
 
 POLL_SECONDS = 0.2
 SEGMENT_SECONDS = 2.0
@@ -38,9 +39,8 @@ class Recorder:
     """None when what was recorded is only put together, later."""
     invocation: Invocation
     project: checkout.Project
-    text_log: Path | None = None
-    """Where dbt would have written its log as text; it is written there."""
-    log: Path = field(init=False)
+    text_log: TextLog = field(default_factory=lambda: TextLog(None))
+    """Where dbt would have written its log."""
     records: list[Record] = field(default_factory=list)
     graph: Artifact | None = None
     early_manifest: Artifact | None = None
@@ -49,13 +49,12 @@ class Recorder:
     """Why the archive could not be reached, if it could not; empty when it can."""
 
     def __post_init__(self) -> None:
-        self.log = self.spool.path / "log" / "dbt.log"
-        self.log.parent.mkdir(exist_ok=True)
+        self.log_directory = self.spool.path / "log"
+        self.log_directory.mkdir(exist_ok=True)
+        self._log = _Tail(self.log_directory / "dbt.log")
+        self._spans = _Tail(self.log_directory / journal_v2.FILE)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="dbt-recover-journal")
-        self._stream: BinaryIO | None = None
-        self._text: BinaryIO | None = None
-        self._rest = b""
         self._unsent = 0
         self._number = 0
         self._last_segment = 0.0
@@ -86,11 +85,9 @@ class Recorder:
         """Read to the end of the log and say what it holds."""
         self._stop.set()
         self._thread.join()
-        self._read()
+        self._read(last=True)
         self._keep_segment()
-        for stream in (self._stream, self._text):
-            if stream is not None:
-                stream.close()
+        self.text_log.close()
         return fold(self.records, self._dbt_id)
 
     def _follow(self) -> None:
@@ -103,31 +100,19 @@ class Recorder:
                 # A full disk, for one. dbt has the same trouble, and says it better.
                 self.trouble = f"the journal cannot be kept: {exc}"
 
-    def _read(self) -> None:
-        if self._stream is None:
-            if not self.log.exists():
-                return
-            self._stream = self.log.open("rb")
-        while chunk := self._stream.read(1 << 20):
-            *lines, self._rest = (self._rest + chunk).split(b"\n")
-            if self.text_log is not None:
-                self._write_text(lines)
-            for line in lines:
-                record = parse_event(line)
-                if record is not None:
-                    self.records.append(record)
-                    self._dbt_id = self._dbt_id or record.invocation_id
+    def _read(self, *, last: bool = False) -> None:
+        for lines in self._log.read(last=last):
+            self.text_log.write(lines)
+            self._take(map(parse_event, lines))
+        root = str(self.project.root)
+        for lines in self._spans.read(last=last):
+            self._take(journal_v2.parse_span(line, root) for line in lines)
 
-    def _write_text(self, lines: list[bytes]) -> None:
-        assert self.text_log is not None
-        try:
-            if self._text is None:
-                self.text_log.parent.mkdir(parents=True, exist_ok=True)
-                self._text = self.text_log.open("ab")
-            self._text.write(b"".join(map(as_text, lines)))
-            self._text.flush()
-        except OSError:
-            self.text_log = None
+    def _take(self, found: Iterable[Record | None]) -> None:
+        for record in found:
+            if record is not None:
+                self.records.append(record)
+                self._dbt_id = self._dbt_id or record.invocation_id
 
     def _look_at_manifest(self) -> None:
         """Keep the manifest as soon as dbt has written it; it will write it again at its end."""
@@ -211,29 +196,36 @@ class Recorder:
             self._not_before = time.monotonic() + RETRY_SECONDS
 
 
-class _TextInfo(msgspec.Struct):
-    level: str = ""
-    msg: str = ""
-    thread: str = ""
-    ts: str = ""
+class _Tail:
+    """Reads what a file has grown by, in whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: BinaryIO | None = None
+        self._rest = b""
+
+    def read(self, *, last: bool = False) -> Iterator[list[bytes]]:
+        """Lines since the last call; with `last` also one without an end, and the file is closed."""
+        if self._stream is None:
+            if not self._path.exists():
+                return
+            self._stream = self._path.open("rb")
+        while chunk := self._stream.read(1 << 20):
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            yield lines
+        if last:
+            self._stream.close()
+            if self._rest:
+                yield [self._rest]
 
 
-class _TextEvent(msgspec.Struct):
-    info: _TextInfo
-
-
-_text_event = msgspec.json.Decoder(_TextEvent)
-
-
-def as_text(line: bytes) -> bytes:
-    """A line of dbt's JSON log in the form of its text log: `HH:MM:SS.ffffff [debug] [Thread-1]: `.
-
-    Format: dbt_common/events/logger.py, _TextLogger.create_debug_line.
-    """
-    try:
-        info = _text_event.decode(line).info
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return b""
-    clock = info.ts[11:26]
-    thread = f"[{info.thread[:10]:<10}]: "
-    return f"{clock} [{info.level:<5}] {thread}{info.msg}\n".encode()
+def read_log(directory: Path, root: str) -> list[Record]:
+    """All records of a log directory that a recorder left."""
+    records = [
+        parse_event(line)
+        for lines in _Tail(directory / "dbt.log").read(last=True)
+        for line in lines
+    ]
+    spans = _Tail(directory / journal_v2.FILE).read(last=True)
+    records += [journal_v2.parse_span(line, root) for lines in spans for line in lines]
+    return [r for r in records if r is not None]

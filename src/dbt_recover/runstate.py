@@ -25,7 +25,6 @@ from .model import (
     RunState,
 )
 
-
 _NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
 
 

@@ -12,7 +12,7 @@ from ..plan import Plan
 from ..runstate import counts, describe, failed_nodes
 
 if TYPE_CHECKING:
-    from ..recover import Retried
+    from ..carry_out import Retried
 
 
 def dump(document: Any) -> str:

@@ -13,7 +13,7 @@ from ..plan import Plan, name_of
 from ..runstate import counts, describe, failed_nodes
 
 if TYPE_CHECKING:
-    from ..recover import Retried
+    from ..carry_out import Retried
 
 _WIDTH = 100
 

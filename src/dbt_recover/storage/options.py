@@ -37,8 +37,7 @@ class S3Options:
     role_arn: str = ""
     """A role to assume with the credentials found, renewed as it expires."""
     path_style: bool | None = None
-    """None: where the endpoint is an IP address or a host name without a dot (localhost, minio),
-    for which no name `bucket.host` is to be expected in DNS."""
+    """None: as botocore does, on any endpoint but AWS's own; many have no `bucket.host` in DNS."""
     sse: str = ""
     """AES256, aws:kms, aws:kms:dsse; implied by sse_kms_key_id."""
     sse_kms_key_id: str = ""

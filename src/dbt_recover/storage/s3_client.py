@@ -4,7 +4,6 @@ only add to the start of every command.
 
 from __future__ import annotations
 
-import ipaddress
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -24,6 +23,8 @@ from .options import S3Options
 _AGENT = "dbt-recover"
 # What S3-compatible stores and STS take when no region was said anywhere.
 _ANY_REGION = "us-east-1"
+_Style = Literal["path", "virtual", "auto"]
+_STYLES: dict[bool | None, _Style] = {True: "path", False: "virtual", None: "auto"}
 
 
 def connect(options: S3Options) -> Any:
@@ -37,47 +38,28 @@ def connect(options: S3Options) -> Any:
     if options.role_arn:
         session = _assume(session, options, region)
 
-    def client(style: Literal["path", "virtual", "auto"]) -> Any:
-        return session.create_client(
-            "s3",
-            region_name=region or (_ANY_REGION if options.endpoint_url else None),
-            endpoint_url=options.endpoint_url or None,
-            verify=options.ca_bundle or None,
-            config=_config(options).merge(
-                Config(
-                    s3={"addressing_style": style},
-                    request_checksum_calculation=options.checksum,
-                    response_checksum_validation=options.checksum,
-                    # More than the threads of one process ever use at a time.
-                    max_pool_connections=32,
-                )
-            ),
-        )
-
-    if options.path_style is not None:
-        return client("path" if options.path_style else "virtual")
-    # auto is botocore's own choice, by the bucket's name. The endpoint may also come from
-    # AWS_ENDPOINT_URL or the profile: only the client knows where it ended up.
-    automatic = client("auto")
-    return client("path") if _has_no_subdomains(host_of(automatic)) else automatic
-
-
-def host_of(client: Any) -> str:
-    """Where a client sends its requests."""
-    return urlsplit(client.meta.endpoint_url).hostname or ""
+    return session.create_client(
+        "s3",
+        region_name=region or (_ANY_REGION if options.endpoint_url else None),
+        endpoint_url=options.endpoint_url or None,
+        verify=options.ca_bundle or None,
+        config=_config(options).merge(
+            Config(
+                s3={"addressing_style": _STYLES[options.path_style]},
+                request_checksum_calculation=options.checksum,
+                response_checksum_validation=options.checksum,
+                # More than the threads of one process ever use at a time.
+                max_pool_connections=32,
+            )
+        ),
+    )
 
 
 def is_aws(client: Any) -> bool:
     """Whether the store is AWS's own S3, of which more is known than the protocol says."""
-    return host_of(client).endswith((".amazonaws.com", ".amazonaws.com.cn"))
-
-
-def _has_no_subdomains(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host
-    return True
+    # From the client: the endpoint may also come from AWS_ENDPOINT_URL or the profile.
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def _config(options: S3Options) -> Config:

@@ -1,0 +1,71 @@
+"""What `dbt-recover exec` costs around `dbt build`: wall time, CPU time and memory.
+
+A project of 1,000 fast models on DuckDB is built with and without `exec`, in pairs, in changing
+order; each build begins with an empty database and the same partial_parse.msgpack. The ratio is the
+median of the ratios of the pairs. Memory is that of the dbt-recover process, without dbt, which
+runs in a process of its own; both sides are sampled, so that sampling costs them the same.
+
+    python benchmarks/exec_overhead.py [--models 1000] [--pairs 5] [--threads 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import _projects
+from _timing import Measured, alternate, environment, goal, line, measure
+
+WALL = 1.02
+MEMORY_MB = 60
+
+
+def main() -> None:
+    """Parse the command line, make the project, print what was measured."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=4)
+    given = parser.parse_args()
+    env = environment()
+    with tempfile.TemporaryDirectory(prefix="dbt-recover-benchmark-") as temporary:
+        root = Path(temporary) / "project"
+        _projects.write(root, _projects.layered(given.models), tests=False, threads=given.threads)
+        build = ["dbt", "--quiet", "build"]
+
+        def once(argv: Sequence[str]) -> Measured:
+            shutil.rmtree(root / "logs", ignore_errors=True)
+            for path in root.glob("warehouse.duckdb*"):
+                path.unlink()
+            return measure(argv, cwd=root, env=env, sample=True)
+
+        once(build)  # parses, so that no measured build has to
+        with_exec, plain = alternate(
+            given.pairs,
+            lambda: once(["dbt-recover", "exec", "--", *build]),
+            lambda: once(build),
+        )
+    _report(given.models, with_exec, plain)
+
+
+def _report(models: int, with_exec: list[Measured], plain: list[Measured]) -> None:
+    print(line(f"dbt build, {models} models", plain))
+    print(line("the same under exec", with_exec))
+    pairs = list(zip(with_exec, plain, strict=True))
+    ratios = [ours.seconds / bare.seconds for ours, bare in pairs]
+    cpu = statistics.median(ours.cpu / bare.cpu for ours, bare in pairs)
+    own = statistics.median(m.own_cpu for m in with_exec)
+    memory = max(m.own_peak_mb for m in with_exec)
+    wall = statistics.median(ratios)
+    print("wall ratio of each pair: " + ", ".join(f"{r:.3f}" for r in ratios))
+    print(f"cpu ratio, both processes together: {cpu:.3f}; dbt-recover's own: {own:.2f} s")
+    print(goal(f"exec takes {wall:.3f} times the wall time", wall, WALL))
+    print(goal(f"memory of the recorder: {memory:.0f} MB", memory, MEMORY_MB))
+
+
+if __name__ == "__main__":
+    main()

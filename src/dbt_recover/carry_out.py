@@ -1,0 +1,360 @@
+"""A plan, carried out: as few dbt commands as its settings allow, each on exactly its nodes,
+through a synthesised state directory; then the outcome."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from .archive import Verdict
+from .artifacts import synthesise_run_results
+from .command_line import DbtCommand
+from .dbt import find_dbt
+from .errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RECOVERED,
+    EXIT_STILL_FAILING,
+    EXIT_TERMINATED,
+    DbtError,
+    LockedError,
+    RefusedError,
+)
+from .execute import Identity, Outcome, Task, Where, run_recorded
+from .graph import TESTS, Graph
+from .load import LoadedRun
+from .model import FAILURES, SKIPPED, Invocation, NodeResult, Recorded, RunState
+from .plan import Plan, PlannedNode, Policy, make_plan
+from .recover import Options
+from .restore import Overrides, restored
+from .runstate import unsettled
+from .state_dir import write_manifest
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What a retry came to."""
+
+    run_id: str
+    attempt: int
+    outcome: str
+    """recovered, failing, already_complete, refused or interrupted."""
+    executed: tuple[str, ...] = ()
+    still_failing: tuple[NodeResult, ...] = ()
+    exit_code: int = EXIT_RECOVERED
+    seconds: float = 0.0
+    total: int = 0
+
+
+def _verdict(state: RunState, run: LoadedRun, options: Options) -> Verdict:
+    left = make_plan(state, run.graph, Policy(tests=options.tests)).nodes
+    return Verdict(not left and not state.warnings, len(left), len(state.nodes))
+
+
+def retry(
+    where: Where,
+    run: LoadedRun,
+    plan: Plan,
+    options: Options,
+    *,
+    dbt: str | None = None,
+    stdout: IO[Any] | int | None = None,
+) -> Retried:
+    """Carry the plan out. Raises LockedError while the run is at work, RefusedError while a
+    warning is not allowed, DbtError when dbt ended before it ran a node."""
+    run_id = run.place.run_id
+    attempt = run.state.attempts + 1
+    if run.running:
+        at_work = run.running[0]
+        raise LockedError(
+            f"run {run_id} is still at work: dbt {at_work.command}, recorded by process "
+            f"{at_work.pid} on {at_work.host}",
+            hint="wait until it has ended; if that machine is gone, this passes in a minute",
+        )
+    if not plan.nodes:
+        return _nothing_to_do(run, plan)
+    refuse(plan)
+    executable = find_dbt(dbt, where.environ)
+    began = time.monotonic()
+    added: list[Recorded] = []
+    executed: list[str] = []
+    interrupted = 0
+    for group in stages(plan, run):
+        nodes = [n for n in group.nodes if not _blocked(n, run.graph, added)]
+        if not nodes:
+            continue
+        outcome = _run_group(
+            where,
+            run,
+            replace(group, nodes=tuple(nodes)),
+            options,
+            attempt,
+            executable,
+            stdout,
+            replaced=plan.replaced,
+            judge=lambda record: _verdict(run.restate([*added, record]), run, options),
+        )
+        added.append(outcome.recorded)
+        executed += _executed(outcome)
+        interrupted = outcome.ended.interrupted
+        if not outcome.recorded.results and not interrupted:
+            raise _ran_nothing(outcome, nodes)
+        if interrupted:
+            break
+    state = run.restate(added)
+    return _outcome(run, state, attempt, executed, interrupted, time.monotonic() - began, options)
+
+
+def refuse(plan: Plan) -> None:
+    """RefusedError if a warning stops the plan."""
+    if plan.blockers:
+        first = plan.blockers[0]
+        others = "".join(f"\nalso: {w.message} ({w.flag})" for w in plan.blockers[1:])
+        raise RefusedError(first.message + others, hint=f"to go on all the same: {first.flag}")
+
+
+def _ran_nothing(outcome: Outcome, nodes: Sequence[PlannedNode]) -> DbtError:
+    if outcome.ended.exit_code == 0:
+        return DbtError(
+            f"dbt found none of the planned nodes in this project: {nodes[0].unique_id}"
+            + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""),
+            hint="is this the project, and the version of it, that the run was made with?",
+        )
+    return DbtError(
+        f"dbt ended with exit code {outcome.ended.exit_code} before it ran a node",
+        hint="its output above says why; mend it and retry again",
+    )
+
+
+def refused(run: LoadedRun) -> Retried:
+    """The outcome of a retry that a warning stopped."""
+    return Retried(run.place.run_id, run.state.attempts, "refused", total=len(run.state.nodes))
+
+
+def _nothing_to_do(run: LoadedRun, plan: Plan) -> Retried:
+    settled = not unsettled(run.state) and not plan.dropped and not run.state.warnings
+    if settled:
+        return Retried(
+            run.place.run_id, run.state.attempts, "already_complete", total=len(run.state.nodes)
+        )
+    if run.state.warnings:
+        raise RefusedError(
+            run.state.warnings[0],
+            hint="run that command again: dbt-recover exec --run-id "
+            f"{run.place.run_id} -- {' '.join(run.state.invocations[-1].argv) or 'dbt ...'}",
+        )
+    failing = tuple(n.result for n in unsettled(run.state).values())
+    return Retried(
+        run.place.run_id,
+        run.state.attempts,
+        "failing",
+        still_failing=failing,
+        exit_code=EXIT_STILL_FAILING,
+        total=len(run.state.nodes),
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Planned nodes that one dbt command can run."""
+
+    invocation: Invocation
+    """Whose vars, target and flags they run with."""
+    nodes: tuple[PlannedNode, ...]
+
+
+def stages(plan: Plan, run: LoadedRun) -> list[Group]:
+    """The plan as few dbt commands as its settings and its order allow. Nodes that ran with
+    the same settings share a command, unless something of other settings lies between them."""
+    settings = [_settings(i) for i in run.state.invocations]
+    level: dict[str, int] = {}
+    groups: dict[tuple[int, str], list[PlannedNode]] = {}
+    by_id = {n.unique_id: n for n in plan.nodes}
+    for node in plan.nodes:
+        own = settings[node.invocation]
+        rank = 0
+        for above in run.graph.ancestors([node.unique_id]) & level.keys():
+            apart = settings[by_id[above].invocation] != own
+            rank = max(rank, level[above] + apart)
+        level[node.unique_id] = rank
+        groups.setdefault((rank, own), []).append(node)
+    return [
+        Group(run.state.invocations[nodes[0].invocation], tuple(nodes))
+        for _, nodes in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _settings(invocation: Invocation) -> str:
+    command = restored(invocation, Overrides())
+    return " ".join(sorted(w for w in command.argv()[len(command.launcher) :] if w))
+
+
+def _blocked(node: PlannedNode, graph: Graph, added: Sequence[Recorded]) -> bool:
+    """Whether something above it failed in an earlier command of this attempt."""
+    failed = {
+        uid
+        for r in added
+        for uid, result in r.results.items()
+        if result.status in FAILURES or result.status == SKIPPED
+    }
+    if not failed:
+        return False
+    above = graph.ancestors([node.unique_id])
+    broken_tests = {u for u in failed if u in graph.nodes and graph.nodes[u].resource_type in TESTS}
+    tested = {p for t in broken_tests for p in graph.parents.get(t, ())}
+    return bool(above & (failed | tested))
+
+
+def _run_group(
+    where: Where,
+    run: LoadedRun,
+    group: Group,
+    options: Options,
+    attempt: int,
+    dbt: str,
+    stdout: IO[Any] | int | None,
+    replaced: Mapping[str, str],
+    judge: Callable[[Recorded], Verdict],
+) -> Outcome:
+    base = restored(group.invocation, options.overrides, dbt=dbt, cwd=where.cwd)
+    strategy = _strategy(options.strategy, group)
+    with tempfile.TemporaryDirectory(prefix="dbt-recover-state-") as directory:
+        state = Path(directory)
+        (state / "run_results.json").write_bytes(_state_file(group, base))
+        if strategy == "defer":
+            write_manifest(where.archive, run, state)
+        command = _command(base, strategy, state)
+        identity = Identity(
+            run_id=run.place.run_id,
+            attempt=attempt,
+            scope="run",
+            logical_date=run.state.run.logical_date,
+        )
+        return run_recorded(
+            replace(where, environ=_environment(where.environ)),
+            command.argv(),
+            identity,
+            task=Task(base.argv(), [n.unique_id for n in group.nodes], replaced, judge),
+            stdout=stdout,
+        )
+
+
+def _strategy(wanted: str, group: Group) -> str:
+    """auto: select, which passes over nodes that are gone and takes every flag; dbt's own retry
+    where single batches of a microbatch model have to run."""
+    if wanted != "auto":
+        return wanted
+    return "retry" if any(n.action == "run_batches" for n in group.nodes) else "select"
+
+
+def _command(base: DbtCommand, strategy: str, state: Path) -> DbtCommand:
+    if strategy == "retry":
+        kept = [o for o in base.options if o.name in _RETRY_FLAGS]
+        return replace(base, command="retry", options=tuple(kept)).adding("--state", str(state))
+    command = base.adding(
+        "--select", "result:error", "--indirect-selection", "empty", "--state", str(state)
+    )
+    return command.adding("--defer") if strategy == "defer" else command
+
+
+_RETRY_FLAGS = frozenset(
+    {"--profiles-dir", "--project-dir", "--profile", "--target", "--threads", "--vars", "--debug"}
+    | {"--quiet", "--no-quiet", "--use-colors", "--no-use-colors", "--log-format", "--log-level"}
+    | {"--no-partial-parse", "--partial-parse", "--target-path"}
+)
+
+_ARGS_OF_STATE = (
+    *("event_time_end", "event_time_start", "fail_fast", "full_refresh", "profile"),
+    *("sample", "target", "threads", "vars"),
+)
+
+
+def _state_file(group: Group, base: DbtCommand) -> bytes:
+    original = group.invocation
+    args = {**original.args, **base.args()}
+    results: list[dict[str, Any]] = []
+    for node in group.nodes:
+        entry: dict[str, Any] = {"unique_id": node.unique_id, "status": "error"}
+        if node.action == "run_batches":
+            entry["batch_results"] = {
+                "successful": [list(b) for b in node.batches_done],
+                "failed": [list(b) for b in node.batches_failed],
+            }
+        results.append(entry)
+    return synthesise_run_results(
+        results,
+        args={
+            "which": "build",
+            "command": "build",
+            **{k: args[k] for k in _ARGS_OF_STATE if args.get(k) not in (None, "", {}, [])},
+        },
+        started_at=original.began,
+        dbt_version=original.dbt_version,
+        invocation_id=original.invocation_id,
+    )
+
+
+_SELECTION_VARIABLES = frozenset(
+    {
+        "DBT_RESOURCE_TYPES",
+        "DBT_EXCLUDE_RESOURCE_TYPES",
+        "DBT_INDIRECT_SELECTION",
+        "DBT_STATE",
+        "DBT_DEFER_STATE",
+    }
+)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what would select other nodes than the planned ones."""
+    return {k: v for k, v in environ.items() if k not in _SELECTION_VARIABLES}
+
+
+def _executed(outcome: Outcome) -> list[str]:
+    return sorted(
+        uid
+        for uid, result in outcome.recorded.results.items()
+        if result.status != SKIPPED and not uid.startswith("operation.")
+    )
+
+
+def _outcome(
+    run: LoadedRun,
+    state: RunState,
+    attempt: int,
+    executed: list[str],
+    interrupted: int,
+    seconds: float,
+    options: Options,
+) -> Retried:
+    left = make_plan(state, run.graph, Policy(tests=options.tests))
+    failing = []
+    for node in left.nodes:
+        result = state.nodes[node.unique_id].result if node.unique_id in state.nodes else None
+        if result is not None and result.status in FAILURES:
+            failing.append(result)
+    if interrupted:
+        outcome = "interrupted"
+        code = EXIT_TERMINATED if interrupted == signal.SIGTERM else EXIT_INTERRUPTED
+    elif left.nodes:
+        outcome, code = "failing", EXIT_STILL_FAILING
+        if not failing:
+            failing = [
+                state.nodes[n.unique_id].result for n in left.nodes if n.unique_id in state.nodes
+            ]
+    else:
+        outcome, code = "recovered", EXIT_RECOVERED
+    return Retried(
+        run.place.run_id,
+        attempt,
+        outcome,
+        tuple(executed),
+        tuple(failing),
+        code,
+        seconds,
+        len(state.nodes),
+    )

@@ -1,0 +1,160 @@
+"""A run, read from the archive and completed by what it was meant to execute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from . import checkout
+from .archive import Archive
+from .graph import Graph
+from .layout import RunPlace
+from .model import Invocation, Recorded, RunState
+from .pipeline import Pipeline, Step, never_begun, pipeline_of
+from .runstate import in_order, merge
+from .scope import selected
+
+NEVER_BEGAN = "never began"
+"""`end` of a declared step that has no invocation."""
+
+
+class Asking(Protocol):
+    """Who may start dbt to learn what the archive does not say."""
+
+    def graph(self, invocation: Invocation) -> Graph:
+        """Today's graph of the project, parsed by dbt. DbtError if it cannot be parsed."""
+
+    def scope(self, invocation: Invocation) -> frozenset[str] | None:
+        """What the invocation selects, asked of `dbt ls`; None if dbt cannot tell."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run as the archive has it, and what is true of it."""
+
+    place: RunPlace
+    recorded: Sequence[Recorded]
+    """In order; declared steps that never began are among them, without results."""
+    graph: Graph
+    """Of the latest invocation that left one."""
+    origin: Graph
+    """Of the earliest one, where nodes of the run are missing from the latest; else the same."""
+    state: RunState
+    intended: Mapping[str, frozenset[str]]
+    """invocation_id -> what it was meant to execute, of those that did not come to their end."""
+
+    @property
+    def running(self) -> list[Invocation]:
+        """Invocations that are at work right now."""
+        return [r.invocation for r in self.recorded if r.invocation.end == "running"]
+
+    def restate(self, added: Sequence[Recorded]) -> RunState:
+        """The run's state with these invocations added."""
+        own = {
+            r.invocation.invocation_id: frozenset(r.invocation.intended)
+            for r in added
+            if not r.complete and r.invocation.intended is not None
+        }
+        return merge([*self.recorded, *added], {**self.intended, **own}, self.state.warnings)
+
+    def only(self, invocation_ids: set[str]) -> LoadedRun:
+        """The run as if only these invocations belonged to it."""
+        kept = [r for r in self.recorded if r.invocation.invocation_id in invocation_ids]
+        intended = {k: v for k, v in self.intended.items() if k in invocation_ids}
+        state = merge(kept, intended, self.state.warnings)
+        return LoadedRun(self.place, kept, self.graph, self.origin, state, intended)
+
+
+def load(
+    archive: Archive,
+    place: RunPlace,
+    *,
+    project: checkout.Project | None = None,
+    pipelines: Sequence[Pipeline] = (),
+    asking: Asking | None = None,
+) -> LoadedRun:
+    """Read a run. Small objects only: commit records, node results, one compact graph.
+
+    What ended early is completed from the archived graph; where that does not say, from the
+    project's own manifest or, if `asking` may, from dbt. What stays unknown is in the state's
+    warnings.
+    """
+    recorded = in_order(archive.load(place))
+    graph = next((g for r in reversed(recorded) if (g := archive.graph(r)) is not None), None)
+    recorded = in_order([*recorded, *_steps(recorded, pipelines, place.run_id)])
+    early = [r for r in recorded if not r.complete]
+    if graph is None and early:
+        # dbt v2 writes its manifest at its end only, and a dbt that cannot parse writes none.
+        graph = checkout.fresh_graph(project) if project is not None else None
+        if graph is None and asking is not None:
+            graph = asking.graph(early[0].invocation)
+    intended: dict[str, frozenset[str]] = {}
+    unknown: list[str] = []
+    for record in early:
+        known = _intended(archive, record, graph, asking)
+        if known is not None:
+            intended[record.invocation.invocation_id] = known
+        else:
+            unknown.append(_unknown(record.invocation))
+    state = merge(recorded, intended, unknown)
+    graph = origin = graph or Graph([])
+    if not graph.nodes.keys() >= {u for u in state.nodes if not u.startswith("operation.")}:
+        origin = next((g for r in recorded if (g := archive.graph(r)) is not None), graph)
+    return LoadedRun(place, recorded, graph, origin, state, intended)
+
+
+def _steps(
+    recorded: Sequence[Recorded], pipelines: Sequence[Pipeline], run_id: str
+) -> list[Recorded]:
+    """Declared steps that never began, as invocations that recorded nothing."""
+    pipeline = pipeline_of(pipelines, run_id)
+    if pipeline is None:
+        return []
+    original = [r.invocation for r in recorded if r.invocation.scope != "run"]
+    if not original:
+        return []
+    missing = never_begun(pipeline, [(i.step, i.argv) for i in original])
+    return [_step_as_invocation(original[0], number, step) for number, step in missing]
+
+
+def _step_as_invocation(model: Invocation, number: int, step: Step) -> Recorded:
+    """The step with the vars and the target of the run, where its command gives none."""
+    args = step.command.args()
+    variables = {**(model.args.get("vars") or {}), **args.get("vars", {})}
+    restored = {k: model.args[k] for k in ("target", "profile", "threads") if k in model.args}
+    invocation = Invocation(
+        invocation_id=f"step:{step.name}",
+        run=model.run,
+        step=step.name,
+        argv=step.command.argv(),
+        command=step.command.command,
+        args={**restored, **args, **({"vars": variables} if variables else {})},
+        project_name=model.project_name,
+        target=step.command.value("--target") or model.target,
+        # After every invocation of the first attempt, in the declared order.
+        began=f"9999-{number:04d}",
+        end=NEVER_BEGAN,
+    )
+    return Recorded(invocation, {}, frozenset(), complete=False)
+
+
+def _intended(
+    archive: Archive, record: Recorded, latest: Graph | None, asking: Asking | None
+) -> frozenset[str] | None:
+    invocation = record.invocation
+    if invocation.intended is not None:
+        return frozenset(invocation.intended)
+    graph = archive.graph(record) or latest
+    known = selected(graph, invocation.args, invocation.command) if graph is not None else None
+    if known is None and asking is not None:
+        known = asking.scope(invocation)
+    return known
+
+
+def _unknown(invocation: Invocation) -> str:
+    what = " ".join(invocation.argv) or f"dbt {invocation.command}"
+    return (
+        f"`{what}` ended early, and what it was meant to execute cannot be told from the archive: "
+        "nodes that it never began may be missing here"
+    )

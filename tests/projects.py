@@ -22,6 +22,7 @@ import duckdb
 import dbt_recover
 
 FIXTURES = Path(__file__).parent / "fixtures" / "projects"
+ARTIFACTS = FIXTURES.with_name("artifacts")
 NAMES = sorted(p.parent.name for p in FIXTURES.glob("*/expect.json"))
 DEMO = Path(dbt_recover.__file__).parent / "demo_project"
 REAL_DBT = Path(sys.executable).with_name("dbt")

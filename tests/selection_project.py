@@ -98,7 +98,13 @@ class RandomProject:
     def _seeds(self) -> None:
         for name in ("raw_a", "raw_b"):
             self.write(f"seeds/{name}.csv", "id\n1\n")
-            self.describe("seeds/seeds.yml", "seeds", {"name": name, "config": self._config()})
+            seed = {"name": name, "config": self._config()}
+            if name == "raw_a":
+                # A source that is above neither of the two seeds: modes differ about this test.
+                others = {"first": "ref('raw_b')", "second": "source('shop', 'users')"}
+                seed["columns"] = [{"name": "id", "data_tests": [{"same_rows": others}]}]
+                self.families.append(["raw_a", "raw_b", "source:shop.users"])
+            self.describe("seeds/seeds.yml", "seeds", seed)
             self.refs.append(f"ref('{name}')")
         self.words += ["file:raw_*", "path:seeds", "raw_a.csv", "seeds/raw_b.csv", "raw_?"]
 

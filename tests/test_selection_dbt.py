@@ -19,7 +19,7 @@ import pytest
 from dbt_recover.graph import Graph
 from dbt_recover.manifest import decode_graph, encode_graph, read_graph
 from dbt_recover.selection import Selection, Unsupported, select
-from selection_project import RandomProject
+from selection_project import MODES, RandomProject
 
 CASES = int(os.environ.get("DBT_RECOVER_SELECTION_CASES", "300"))
 SEED = int(os.environ.get("DBT_RECOVER_SELECTION_SEED", "1"))
@@ -104,8 +104,11 @@ def test_selects_what_dbt_selects(tmp_path: Path, number: int) -> None:
     for command in ("build", "run", "test", "seed", "snapshot"):
         cases.append((command, Selection()))
         cases.append((command, project.selection()))
-    for types in (("test",), ("test", "unit_test"), ("model", "unit_test"), ("unit_test",)):
-        cases.append(("build", Selection(resource_types=types)))
+    cases += [
+        ("build", Selection(resource_types=types))
+        for types in (("test",), ("test", "unit_test"), ("model", "unit_test"), ("unit_test",))
+    ]
+    cases += [("ls", Selection(("raw_a raw_b",), indirect_selection=mode)) for mode in MODES]
     version, answers = ask_dbt(tmp_path, [[c, *arguments(s)] for c, s in cases])
 
     read = read_graph((tmp_path / "target" / "manifest.json").read_bytes())

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_an_answer_to_a_link_that_was_lost_counts_as_success(
     store.write("x", b"first", if_absent=True)
     assert store.read("x").data == b"first"
     assert files_below(root) == ["x"]
+
+
+def test_a_folder_that_goes_while_it_is_written_to(store: LocalStorage, root: Path) -> None:
+    # A delete removes the folders it leaves empty; a write that was on its way there starts anew.
+    def come_and_go(name: str) -> None:
+        for _ in range(100):
+            store.write(f"a/b/{name}", b"1", if_absent=True)
+            store.delete(f"a/b/{name}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, "wxyz"))
+    assert files_below(root) == []
 
 
 KILLED_WHILE_WRITING = """

@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -62,12 +62,16 @@ def retry(
     options: Options,
     *,
     dbt: str | None = None,
+    launcher: tuple[str, ...] = (),
+    attempt: int = 0,
+    step: str | None = None,
     stdout: IO[Any] | int | None = None,
 ) -> Retried:
-    """Carry the plan out. Raises LockedError while the run is at work, RefusedError while a
+    """Carry the plan out, as the run's next attempt (or the one given), for the whole run (or the
+    step given), with `dbt` (or what else starts it: ('poetry', 'run', 'dbt')). Raises LockedError while the run is at work, RefusedError while a
     warning is not allowed, DbtError when dbt ended before it ran a node."""
     run_id = run.place.run_id
-    attempt = run.state.attempts + 1
+    attempt = attempt or run.state.attempts + 1
     if run.running:
         at_work = run.running[0]
         raise LockedError(
@@ -78,7 +82,14 @@ def retry(
     if not plan.nodes:
         return _nothing_to_do(run, plan)
     refuse(plan)
-    executable = find_dbt(dbt, where.environ)
+    launcher = launcher or (find_dbt(dbt, where.environ),)
+    identity = Identity(
+        run_id=run_id,
+        step=step or "",
+        attempt=attempt,
+        scope="run" if step is None else "",
+        logical_date=run.state.run.logical_date,
+    )
     began = time.monotonic()
     added: list[Recorded] = []
     executed: list[str] = []
@@ -87,16 +98,20 @@ def retry(
         nodes = [n for n in group.nodes if not _blocked(n, run.graph, added)]
         if not nodes:
             continue
+        task = Task(
+            [n.unique_id for n in nodes],
+            plan.replaced,
+            lambda record: _verdict(run.restate([*added, record]), run, options),
+        )
         outcome = _run_group(
             where,
             run,
             replace(group, nodes=tuple(nodes)),
             options,
-            attempt,
-            executable,
+            identity,
+            launcher,
+            task,
             stdout,
-            replaced=plan.replaced,
-            judge=lambda record: _verdict(run.restate([*added, record]), run, options),
         )
         added.append(outcome.recorded)
         executed += _executed(outcome)
@@ -214,13 +229,12 @@ def _run_group(
     run: LoadedRun,
     group: Group,
     options: Options,
-    attempt: int,
-    dbt: str,
+    identity: Identity,
+    launcher: tuple[str, ...],
+    task: Task,
     stdout: IO[Any] | int | None,
-    replaced: Mapping[str, str],
-    judge: Callable[[Recorded], Verdict],
 ) -> Outcome:
-    base = restored(group.invocation, options.overrides, dbt=dbt, cwd=where.cwd)
+    base = restored(group.invocation, options.overrides, launcher=launcher, cwd=where.cwd)
     strategy = _strategy(options.strategy, group)
     with tempfile.TemporaryDirectory(prefix="dbt-recover-state-") as directory:
         state = Path(directory)
@@ -228,17 +242,11 @@ def _run_group(
         if strategy == "defer":
             write_manifest(where.archive, run, state)
         command = _command(base, strategy, state)
-        identity = Identity(
-            run_id=run.place.run_id,
-            attempt=attempt,
-            scope="run",
-            logical_date=run.state.run.logical_date,
-        )
         return run_recorded(
             replace(where, environ=_environment(where.environ)),
             command.argv(),
             identity,
-            task=Task(base.argv(), [n.unique_id for n in group.nodes], replaced, judge),
+            task=replace(task, argv=base.argv()),
             stdout=stdout,
         )
 

@@ -18,6 +18,7 @@ from .errors import DamagedError, UsageError
 from .graph import Graph
 from .manifest import read_manifest
 from .plan import Changes
+from .restore import find_root
 
 _SUFFIXES = frozenset({".sql", ".py", ".csv", ".yml", ".yaml", ".md"})
 _ROOT_FILES = ("dbt_project.yml", "packages.yml", "dependencies.yml", "selectors.yml")
@@ -48,14 +49,6 @@ class Project:
     def log_path(self) -> Path:
         """Where dbt writes its log unless it is told otherwise."""
         return self.root / str(self.settings.get("log-path") or "logs")
-
-
-def find_root(start: Path) -> Path | None:
-    """The nearest directory, from start upwards, with a dbt_project.yml: as dbt looks for it."""
-    for directory in (start, *start.parents):
-        if (directory / "dbt_project.yml").is_file():
-            return directory
-    return None
 
 
 def open_project(command: DbtCommand | None, environ: Mapping[str, str], cwd: Path) -> Project:

@@ -48,6 +48,16 @@ class App:
                 raise
             return None
 
+    def project_of(self, command: tuple[str, ...]) -> Project | None:
+        """The project that a dbt command is about."""
+        from . import checkout
+        from .command_line import DbtCommand
+
+        parsed = DbtCommand.parse(command)
+        if parsed.value("--project-dir") is None:
+            return self.project()
+        return checkout.open_project(parsed, os.environ, Path.cwd())
+
     def archive(self, project: Project | None = None, *, check: bool = True) -> Archive:
         """The archive that --archive names, or the one in the project's `.dbt-recover/`."""
         from .archive import Archive
@@ -245,13 +255,20 @@ def _options(app: App, given: dict[str, Any]) -> Options:
     "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
 )
 @click.option("--step", default="", help="Its name in the run.  [default: Airflow's task id]")
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Run only what this step's earlier tries in this run left undone.  [default: under "
+    "Airflow from the second try on]",
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- dbt COMMAND...")
 @click.pass_obj
-def exec_(app: App, run_id: str, step: str, command: tuple[str, ...]) -> None:
+def exec_(app: App, run_id: str, step: str, resume: bool | None, command: tuple[str, ...]) -> None:
     """Run dbt unchanged and archive the invocation, whatever its end. Exits as dbt did."""
-    from .execute import exec_command
+    from .resume import exec_or_resume
 
-    sys.exit(exec_command(app.where(app.archive(check=False)), command, run_id, step))
+    where = app.where(app.archive(app.project_of(command), check=False))
+    sys.exit(exec_or_resume(where, command, run_id, step, resume))
 
 
 @cli.command()

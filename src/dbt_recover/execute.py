@@ -41,6 +41,7 @@ from .model import (
 )
 from .publish import AlreadyArchived, Publication, Spool, SpoolState, find_spools
 from .recorder import Recorder, read_log
+from .restore import find_root
 from .scope import selected
 from .text_log import TextLog
 
@@ -69,6 +70,8 @@ class Identity:
     attempt: int = 1
     scope: str = ""
     logical_date: str = ""
+    tries: int = 1
+    """Airflow's try number."""
     airflow: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -83,6 +86,7 @@ class Identity:
         return cls(
             run_id=run_id or (f"{dag}/{dag_run}" if dag and dag_run else ""),
             step=step or found.get("task_id", ""),
+            tries=int(found["try_number"]) if found.get("try_number", "").isdigit() else 1,
             logical_date=found.get("logical_date") or found.get("execution_date") or "",
             airflow={k: v for k, v in found.items() if k not in ("dag_email", "dag_owner")},
         )
@@ -92,12 +96,12 @@ class Identity:
 class Task:
     """What a retry adds to an invocation: its exact nodes, and what that makes of the run."""
 
-    argv: Sequence[str]
-    """What is recorded instead of the real argv, whose selection means nothing to others."""
     intended: Sequence[str]
     replaced: Mapping[str, str]
     judge: Callable[[Recorded], Verdict]
     """How the whole run stands after this invocation."""
+    argv: Sequence[str] = ()
+    """What is recorded instead of the real argv, whose selection means nothing to others."""
 
 
 @dataclass(frozen=True)
@@ -197,13 +201,13 @@ def run_recorded(
     return Outcome(ended, recorded, run_id)
 
 
-def exec_command(where: Where, argv: Sequence[str], run_id: str, step: str) -> int:
+def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
     """`exec`: returns dbt's exit code, as a shell would give it."""
     command = DbtCommand.parse(argv)
     if command.command not in RUNNING:
         # deps, parse, docs, ...: no nodes, nothing to recover; run it as it is.
         return _exit_code(dbt.run(argv, env=where.environ, cwd=where.cwd))
-    outcome = run_recorded(where, argv, Identity.of(where.environ, run_id, step))
+    outcome = run_recorded(where, argv, identity)
     code = _exit_code(outcome.ended)
     if code:
         where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover plan")
@@ -511,7 +515,7 @@ def archive_finished(
     if owner is not None:
         where.say(f"dbt-recover: already archived, in run {owner.run_id}")
         return owner.run_id
-    root = checkout.find_root(target.resolve())
+    root = find_root(target.resolve())
     if root is not None:
         graph.files = checkout.file_hashes(checkout.read_project(root), until=ran.generated_at)
     commit = _finished_commit(ran, info.adapter_type, graph, identity)

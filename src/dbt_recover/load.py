@@ -10,13 +10,10 @@ from . import checkout
 from .archive import Archive
 from .graph import Graph
 from .layout import RunPlace
-from .model import Invocation, Recorded, RunState
+from .model import NEVER_BEGAN, Invocation, Recorded, RunState
 from .pipeline import Pipeline, Step, never_begun, pipeline_of
 from .runstate import in_order, merge
 from .scope import selected
-
-NEVER_BEGAN = "never began"
-"""`end` of a declared step that has no invocation."""
 
 
 class Asking(Protocol):
@@ -43,6 +40,8 @@ class LoadedRun:
     state: RunState
     intended: Mapping[str, frozenset[str]]
     """invocation_id -> what it was meant to execute, of those that did not come to their end."""
+    scope: set[str] | None = None
+    """Where it is only a part of the run: the nodes of that part."""
 
     @property
     def running(self) -> list[Invocation]:
@@ -56,14 +55,36 @@ class LoadedRun:
             for r in added
             if not r.complete and r.invocation.intended is not None
         }
-        return merge([*self.recorded, *added], {**self.intended, **own}, self.state.warnings)
+        state = merge([*self.recorded, *added], {**self.intended, **own}, self.state.warnings)
+        if self.scope is None:
+            return state
+        nodes = {uid: node for uid, node in state.nodes.items() if uid in self.scope}
+        return RunState(state.run, state.invocations, nodes, state.warnings)
 
-    def only(self, invocation_ids: set[str]) -> LoadedRun:
-        """The run as if only these invocations belonged to it."""
-        kept = [r for r in self.recorded if r.invocation.invocation_id in invocation_ids]
-        intended = {k: v for k, v in self.intended.items() if k in invocation_ids}
-        state = merge(kept, intended, self.state.warnings)
-        return LoadedRun(self.place, kept, self.graph, self.origin, state, intended)
+    def step(self, invocation_ids: set[str]) -> LoadedRun:
+        """Of the run only what these invocations were about; whatever later retries made of it
+        counts too."""
+        kept = [
+            r
+            for r in self.recorded
+            if r.invocation.invocation_id in invocation_ids or r.invocation.scope == "run"
+        ]
+        scope: set[str] = set()
+        for record in kept:
+            ident = record.invocation.invocation_id
+            if ident in invocation_ids:
+                scope |= record.results.keys() | self.intended.get(ident, frozenset())
+        intended = {r.invocation.invocation_id: frozenset[str]() for r in kept}
+        intended |= {k: v for k, v in self.intended.items() if k in intended}
+        unknown = [
+            _unknown(r.invocation)
+            for r in kept
+            if not r.complete and r.invocation.invocation_id not in self.intended
+        ]
+        merged = merge(kept, intended, unknown)
+        nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
+        state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
+        return LoadedRun(self.place, kept, self.graph, self.origin, state, intended, scope)
 
 
 def load(

@@ -14,6 +14,8 @@ FAILURES = frozenset({"error", "fail", "runtime error", "partial success"})
 SKIPPED = "skipped"
 UNRECORDED = "never started"
 """Ours: intended, and no word of it."""
+NEVER_BEGAN = "never began"
+"""`end` of a declared step that has no invocation."""
 IN_FLIGHT = "in flight"
 """Ours: started, and no word of its end; its query may have committed."""
 

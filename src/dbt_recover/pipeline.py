@@ -85,16 +85,21 @@ def never_begun(
     """Steps of which no invocation is known, with their position. `begun`: (step name, argv)
     of the run's invocations; one without a name counts for the step with the same command."""
     names = {name for name, _ in begun if name}
-    commands = [_shape(DbtCommand.parse(argv)) for name, argv in begun if argv and not name]
+    commands = [DbtCommand.parse(argv) for name, argv in begun if argv and not name]
     return [
         (position, step)
         for position, step in enumerate(pipeline.steps)
-        if step.name not in names and _shape(step.command) not in commands
+        if step.name not in names and not any(same_step(step.command, c) for c in commands)
     ]
 
 
+def same_step(one: DbtCommand, other: DbtCommand) -> bool:
+    """Whether two commands are the same step, perhaps of different days: the same dbt command
+    with the same selection."""
+    return _shape(one) == _shape(other)
+
+
 def _shape(command: DbtCommand) -> tuple[str, tuple[str, ...]]:
-    """What makes it the same step on another day: the command and its selection."""
     chosen = sorted(
         " ".join(o.typed)
         for o in command.options

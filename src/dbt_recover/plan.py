@@ -8,7 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .graph import BUILDABLE, TESTS, Graph, Node
-from .model import FAILURES, IN_FLIGHT, SKIPPED, SUCCESSES, UNRECORDED, NodeState, RunState
+from .model import (
+    FAILURES,
+    IN_FLIGHT,
+    NEVER_BEGAN,
+    SKIPPED,
+    SUCCESSES,
+    UNRECORDED,
+    NodeState,
+    RunState,
+)
 from .reconcile import new_above, successors
 from .runstate import rebuilt_above, relations_read_by
 
@@ -223,6 +232,9 @@ def _own_word(
     if status == SKIPPED:
         return _skipped(uid, state, graph, scope)
     if status == UNRECORDED:
+        invocation = state.invocations[node.index]
+        if invocation.end == NEVER_BEGAN:
+            return _Draft("never_started", f"never started: step {invocation.step} never began")
         return _Draft("never_started", "never started: dbt ended before it")
     if status == IN_FLIGHT:
         return _Draft("in_flight", "was in flight when dbt ended: its query may have committed")

@@ -96,7 +96,7 @@ class Dbt:
         """Today's graph. DbtError if the project cannot be parsed."""
         where = self._where
         executable = find_dbt(self._dbt, where.environ)
-        base = restored(invocation, self._overrides, dbt=executable, cwd=where.cwd)
+        base = restored(invocation, self._overrides, launcher=(executable,), cwd=where.cwd)
         kept = [o for o in base.options if o.name in _PARSE_FLAGS]
         command = replace(base, command="parse", options=tuple(kept))
         project = checkout.open_project(command, where.environ, where.cwd)

@@ -47,14 +47,26 @@ class Overrides:
     target_path: str = ""
 
 
+def find_root(start: Path) -> Path | None:
+    """The nearest directory, from start upwards, with a dbt_project.yml: as dbt looks for it."""
+    for directory in (start, *start.parents):
+        if (directory / "dbt_project.yml").is_file():
+            return directory
+    return None
+
+
 def restored(
-    invocation: Invocation, overrides: Overrides, *, dbt: str = "", cwd: Path | None = None
+    invocation: Invocation,
+    overrides: Overrides,
+    *,
+    launcher: tuple[str, ...] = ("dbt",),
+    cwd: Path | None = None,
 ) -> DbtCommand:
     """`dbt build` with the settings of the invocation and these overrides."""
     original = DbtCommand.parse(invocation.argv or ["dbt", invocation.command])
     args = invocation.args
     command = original.without(SELECTION | PATHS | {"--vars", "--target", "--threads", "--profile"})
-    command = replace(command, launcher=(dbt,) if dbt else ("dbt",), command="build", rest=())
+    command = replace(command, launcher=launcher, command="build", rest=())
     for key, flag in _TRUE_FLAGS.items():
         if args.get(key) and not command.has(flag) and key != "defer":
             command = command.adding(flag)
@@ -86,8 +98,13 @@ def _with(command: DbtCommand, flag: str, value: str) -> DbtCommand:
 def _with_paths(
     command: DbtCommand, original: DbtCommand, overrides: Overrides, cwd: Path | None
 ) -> DbtCommand:
-    if overrides.project_dir:
-        command = _with(command, "--project-dir", overrides.project_dir)
+    project = overrides.project_dir
+    recorded = original.value("--project-dir")
+    if not project and recorded and cwd is not None and find_root(cwd) is None:
+        # Typed from outside of the project, as in the original: there is no other to mean.
+        project = recorded if Path(cwd, recorded).is_dir() else ""
+    if project:
+        command = _with(command, "--project-dir", project)
     if overrides.target_path:
         command = _with(command, "--target-path", overrides.target_path)
     profiles = overrides.profiles_dir

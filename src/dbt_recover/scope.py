@@ -70,7 +70,7 @@ def ask_dbt(
     if invocation.command not in _TYPES:
         return None
     original = DbtCommand.parse(invocation.argv or ["dbt", invocation.command])
-    base = restored(invocation, overrides, dbt=executable, cwd=cwd)
+    base = restored(invocation, overrides, launcher=(executable,), cwd=cwd)
     words = [w for o in base.options if o.name in _LISTING_FLAGS for w in o.typed]
     words += _selection_words(original, invocation.args)
     state = original.value("--state")

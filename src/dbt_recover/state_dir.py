@@ -9,8 +9,8 @@ from .archive import Archive
 from .artifacts import synthesise_run_results
 from .errors import RefusedError, UsageError
 from .graph import BUILDABLE, TESTS
-from .load import NEVER_BEGAN, LoadedRun
-from .model import FAILURES, SKIPPED, NodeResult
+from .load import LoadedRun
+from .model import FAILURES, NEVER_BEGAN, SKIPPED, NodeResult
 
 
 def write_manifest(archive: Archive, run: LoadedRun, directory: Path) -> None:

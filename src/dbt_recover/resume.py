@@ -1,0 +1,120 @@
+"""`exec`, as a task that is tried again should do it: only what its earlier tries left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import checkout
+from .carry_out import Retried, retry
+from .command_line import DbtCommand
+from .errors import LockedError, RecoverError, StorageError, UsageError
+from .execute import Identity, Where, exec_command
+from .load import LoadedRun, load
+from .model import Invocation
+from .pipeline import same_step
+from .recover import Options, plan_run
+from .restore import Overrides
+
+
+def exec_or_resume(
+    where: Where, argv: Sequence[str], run_id: str, step: str, resume: bool | None
+) -> int:
+    """Run the command, or, with `resume` (None: if Airflow's try number is above 1), what earlier
+    invocations of this step in this run left undone. Returns the exit code."""
+    identity = Identity.of(where.environ, run_id, step)
+    if resume is None:
+        resume = identity.tries > 1 and bool(identity.run_id)
+    if not resume:
+        return exec_command(where, argv, identity)
+    if not identity.run_id:
+        raise UsageError(
+            "--resume needs to know the run",
+            hint="pass --run-id ID; under Airflow it is known by itself",
+        )
+    command = DbtCommand.parse(argv)
+    project = checkout.open_project(command, where.environ, where.cwd)
+    earlier = _earlier(where, identity, command, project)
+    if earlier is None:
+        return exec_command(where, argv, identity)
+    whole, part = earlier
+    options = Options(overrides=_overrides(command))
+    plan = plan_run(part, options, project)
+    if not plan.nodes:
+        where.say(
+            f"dbt-recover: this step of run {identity.run_id} is complete: "
+            f"{len(part.state.nodes)} nodes, nothing to run again"
+        )
+        return 0
+    where.say(
+        f"dbt-recover: resuming run {identity.run_id}: {len(plan.nodes)} of "
+        f"{len(part.state.nodes)} nodes of this step are left"
+    )
+    done = retry(
+        where,
+        part,
+        plan,
+        options,
+        launcher=command.launcher,
+        attempt=whole.state.attempts + 1,
+        step=identity.step,
+    )
+    _say_outcome(where, done)
+    return done.exit_code
+
+
+def _earlier(
+    where: Where, identity: Identity, command: DbtCommand, project: checkout.Project
+) -> tuple[LoadedRun, LoadedRun] | None:
+    """The run and, of it, this step; None if there is nothing to go on from."""
+    try:
+        where.archive.check()
+        place = where.archive.find(identity.run_id)
+        if place is None:
+            return None
+        whole = load(where.archive, place, project=project)
+    except StorageError as exc:
+        where.say(f"dbt-recover: earlier tries are not known ({exc.message}); running all of it")
+        return None
+    except RecoverError as exc:
+        if exc.exit_code == 10:  # no archive yet, or a run without invocations
+            return None
+        raise
+    ours = [i for i in whole.state.invocations if _is_this_step(i, identity, command)]
+    if not ours:
+        return None
+    at_work = [i for i in ours if i.end == "running"]
+    if at_work:
+        raise LockedError(
+            f"this step of run {identity.run_id} is still at work: process {at_work[0].pid} on "
+            f"{at_work[0].host}",
+            hint="wait until it has ended; if that machine is gone, this passes in a minute",
+        )
+    part = whole.step({i.invocation_id for i in ours})
+    if not part.state.nodes or part.state.warnings:
+        # Nothing was recorded, or what was meant is not known: the command itself says it.
+        return None
+    return whole, part
+
+
+def _is_this_step(invocation: Invocation, identity: Identity, command: DbtCommand) -> bool:
+    if invocation.scope == "run":
+        return False
+    if identity.step or invocation.step:
+        return identity.step == invocation.step
+    return bool(invocation.argv) and same_step(DbtCommand.parse(invocation.argv), command)
+
+
+def _overrides(command: DbtCommand) -> Overrides:
+    """What this try's own words say."""
+    return Overrides(
+        vars=command.args().get("vars", {}),
+        target=command.value("--target") or "",
+        project_dir=command.value("--project-dir") or "",
+        profiles_dir=command.value("--profiles-dir") or "",
+        target_path=command.value("--target-path") or "",
+    )
+
+
+def _say_outcome(where: Where, done: Retried) -> None:
+    if done.exit_code:
+        where.say(f"dbt-recover: recorded as run {done.run_id}; next: dbt-recover plan")

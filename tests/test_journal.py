@@ -14,13 +14,14 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dbt_recover.artifacts import read_run_results
 from dbt_recover.journal import Journal, Record, fold, parse_event
-from dbt_recover.model import IN_FLIGHT, NodeResult
+from dbt_recover.model import NodeResult
 
 EVENTS = Path(__file__).parent / "fixtures" / "events"
 PLAIN = "one_failure_one_failed_test"
@@ -205,7 +206,7 @@ def test_killed_in_its_first_batch_the_model_is_in_flight() -> None:
     uid = "model.shop.all_done"
     first = next(i for i, ln in enumerate(recorded.lines) if _is_batch_end(ln, uid))
     journal = folded(recorded, recorded.lines[:first])
-    assert uid in journal.in_flight, IN_FLIGHT
+    assert uid in journal.in_flight
     assert uid not in journal.results
 
 
@@ -375,17 +376,25 @@ LABELS = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m", "year": "%
 """As dbt writes them (MicrobatchBuilder.format_batch_start)."""
 
 
-def batches(size: str, label: str, index: int, total: int) -> NodeResult:
-    """What the journal makes of a model whose batch `index` is done, and nothing else known."""
-    del size
-    common = {"node": "model.shop.m", "batch_index": index, "batch_total": total}
+def batches(label: str, index: int, total: int) -> NodeResult:
+    """What the journal makes of a model of which one batch is done, and nothing else known."""
+    uid = "model.shop.m"
+    begun = Record(
+        "batch_start",
+        "i",
+        node=uid,
+        started_at="1",
+        batch=label,
+        batch_index=index,
+        batch_total=total,
+    )
     records = [
-        Record("start", "i", node="model.shop.m", started_at="0"),
-        Record("start", "i", node="model.shop.m", started_at="1"),
-        Record("batch_start", "i", started_at="1", batch=label, **common),  # type: ignore[arg-type] # mypy does not see into a dict
-        Record("batch_finish", "i", started_at="1", batch=label, status="success", **common),  # type: ignore[arg-type] # the same
+        Record("start", "i", node=uid, started_at="0"),
+        Record("start", "i", node=uid, started_at="1"),
+        begun,
+        msgspec.structs.replace(begun, event="batch_finish", status="success"),
     ]
-    return fold(records).results["model.shop.m"]
+    return fold(records).results[uid]
 
 
 @pytest.mark.parametrize(
@@ -405,7 +414,7 @@ def batches(size: str, label: str, index: int, total: int) -> NodeResult:
 def test_the_other_batches_follow_from_one(
     size: str, label: str, index: int, begins: list[str]
 ) -> None:
-    result = batches(size, label, index, 3)
+    result = batches(label, index, 3)
     spans = sorted([*result.batches_done, *result.batches_failed])
     assert [_label(size, begin) for begin, _ in spans] == begins
     assert [_label(size, begin) for begin, _ in result.batches_done] == [label]
@@ -429,7 +438,7 @@ def test_batches_are_those_of_the_calendar(
     bounds = [_floor(size, moment.replace(tzinfo=timezone.utc))]
     for _ in range(total):
         bounds.append(_next(size, bounds[-1]))
-    result = batches(size, bounds[index - 1].strftime(LABELS[size]), index, total)
+    result = batches(bounds[index - 1].strftime(LABELS[size]), index, total)
     texts = [b.isoformat() for b in bounds]
     spans = [list(pair) for pair in pairwise(texts)]
     assert result.batches_done == [spans[index - 1]]
@@ -452,5 +461,5 @@ def _next(size: str, moment: datetime) -> datetime:
 
 def test_a_label_of_an_unknown_kind_does_not_stop_the_rest() -> None:
     # A later dbt with batches of a quarter of an hour: the model is not done, and that is enough.
-    result = batches("minute", "2026-01-31T06:15", 1, 4)
+    result = batches("2026-01-31T06:15", 1, 4)
     assert result.status == "partial success"

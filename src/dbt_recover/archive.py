@@ -175,6 +175,11 @@ class Archive:
             raise NotFoundError(f"run {place.run_id} has no invocation in {self.url}")
         return found[0]
 
+    def state_of(self, place: RunPlace) -> str:
+        """Changes whenever an invocation of the run begins or is committed; one listing."""
+        keys = sorted(item.key for item in self.storage.list(place.records()))
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
     def _collect(self, prefix: str) -> list[RunEntries]:
         runs: dict[str, RunEntries] = {}
         for item in self.storage.list(prefix):

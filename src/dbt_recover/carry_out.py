@@ -26,6 +26,7 @@ from .errors import (
 )
 from .execute import Identity, Outcome, Task, Where, run_recorded
 from .graph import TESTS, Graph
+from .lease import Lease
 from .load import LoadedRun
 from .model import FAILURES, SKIPPED, Invocation, NodeResult, Recorded, RunState
 from .plan import Plan, PlannedNode, Policy, make_plan
@@ -90,6 +91,27 @@ def retry(
         scope="run" if step is None else "",
         logical_date=run.state.run.logical_date,
     )
+    airflow = where.environ.get("AIRFLOW_CTX_DAG_RUN_ID", "")
+    with Lease(where.archive, run.lease_place(step), airflow_run=airflow) as lease:
+        return _under_lease(where, run, plan, options, identity, launcher, stdout, lease)
+
+
+def _under_lease(
+    where: Where,
+    run: LoadedRun,
+    plan: Plan,
+    options: Options,
+    identity: Identity,
+    launcher: tuple[str, ...],
+    stdout: IO[Any] | int | None,
+    lease: Lease,
+) -> Retried:
+    # The run as it was read may be older than the lease: somebody may just have ended.
+    if where.archive.state_of(run.place) != run.seen:
+        raise LockedError(
+            f"run {run.place.run_id} has changed since it was read: another was at work on it",
+            hint=f"look again: dbt-recover plan {run.place.run_id}",
+        )
     began = time.monotonic()
     added: list[Recorded] = []
     executed: list[str] = []
@@ -102,6 +124,8 @@ def retry(
             [n.unique_id for n in nodes],
             plan.replaced,
             lambda record: _verdict(run.restate([*added, record]), run, options),
+            keep_going=lease.held,
+            fence=lease.fence,
         )
         outcome = _run_group(
             where,
@@ -121,7 +145,9 @@ def retry(
         if interrupted:
             break
     state = run.restate(added)
-    return _outcome(run, state, attempt, executed, interrupted, time.monotonic() - began, options)
+    return _outcome(
+        run, state, identity.attempt, executed, interrupted, time.monotonic() - began, options
+    )
 
 
 def refuse(plan: Plan) -> None:

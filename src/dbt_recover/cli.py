@@ -429,6 +429,18 @@ def fetch(app: App, run: str, to: str, logical_date: str) -> None:
 
 
 @cli.command()
+@click.argument("run")
+@click.pass_obj
+def unlock(app: App, run: str) -> None:
+    """Remove the lease of a run whose holder is gone. A holder that lives stops its dbt."""
+    from .lease import unlock
+
+    archive = app.archive()
+    place = archive.resolve(run)
+    click.echo(f"unlocked run {place.run_id}, which was held by {unlock(archive, place)}")
+
+
+@cli.command()
 @click.option("--keep", metavar="DIR", help="Leave the project and its archive in this directory.")
 @click.pass_obj
 def demo(app: App, keep: str | None) -> None:

@@ -23,7 +23,7 @@ from . import checkout, dbt, journal_v2, layout
 from .archive import Archive, Commit, Results, Verdict
 from .artifacts import RunResults, read_run_results
 from .command_line import RUNNING, DbtCommand, scrub, secret_values
-from .errors import DamagedError, DbtError, RecoverError, RefusedError, UsageError
+from .errors import DamagedError, DbtError, LockedError, RecoverError, RefusedError, UsageError
 from .graph import Graph
 from .journal import Journal, fold
 from .layout import FORMAT_VERSION
@@ -100,6 +100,10 @@ class Task:
     replaced: Mapping[str, str]
     judge: Callable[[Recorded], Verdict]
     """How the whole run stands after this invocation."""
+    keep_going: Callable[[], bool] = lambda: True
+    """Asked while dbt runs; dbt is interrupted when it says no."""
+    fence: Callable[[], None] = lambda: None
+    """Raises LockedError if this attempt must not be published."""
     argv: Sequence[str] = ()
     """What is recorded instead of the real argv, whose selection means nothing to others."""
 
@@ -125,7 +129,6 @@ def run_recorded(
     *,
     task: Task | None = None,
     stdout: IO[Any] | int | None = None,
-    keep_going: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Run dbt under a recorder and archive the invocation, whatever its end.
 
@@ -179,7 +182,7 @@ def run_recorded(
             env={**where.environ, **_log_environment(recorder)},
             cwd=where.cwd,
             stdout=stdout,
-            keep_going=keep_going,
+            keep_going=task.keep_going if task else lambda: True,
             on_start=started,
         )
     except DbtError:
@@ -189,6 +192,7 @@ def run_recorded(
     journal = recorder.stop()
     commit, recorded = put_together(spool, recorder, journal, ended, state)
     if task is not None:
+        _fenced(task, spool, home)
         commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
     spool.keep_commit(commit)
     if ended.interrupted and recorder.trouble:
@@ -199,6 +203,17 @@ def run_recorded(
     if not ended.interrupted:
         deliver_leftovers(where, home, quiet=True)
     return Outcome(ended, recorded, run_id)
+
+
+def _fenced(task: Task, spool: Spool, home: Path) -> None:
+    try:
+        task.fence()
+    except LockedError as exc:
+        # Kept for a person to look at, and where nothing delivers it.
+        kept = home.with_name("fenced") / spool.path.name
+        kept.parent.mkdir(exist_ok=True)
+        spool.path.rename(kept)
+        raise LockedError(f"{exc.message}; its record is kept in {kept}", hint=exc.hint) from exc
 
 
 def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:

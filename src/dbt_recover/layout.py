@@ -138,6 +138,10 @@ class RunPlace:
         """Key of the run's lease."""
         return f"leases/{self.part}.json"
 
+    def of_step(self, step: str) -> RunPlace:
+        """A place that only a lease is kept at: steps of a run are retried side by side."""
+        return RunPlace(self.date, self.time, encode_id(f"{self.run_id}/{step}"))
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:

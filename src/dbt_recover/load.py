@@ -40,6 +40,8 @@ class LoadedRun:
     state: RunState
     intended: Mapping[str, frozenset[str]]
     """invocation_id -> what it was meant to execute, of those that did not come to their end."""
+    seen: str = ""
+    """What the run's listing said when it was read (Archive.state_of)."""
     scope: set[str] | None = None
     """Where it is only a part of the run: the nodes of that part."""
 
@@ -47,6 +49,10 @@ class LoadedRun:
     def running(self) -> list[Invocation]:
         """Invocations that are at work right now."""
         return [r.invocation for r in self.recorded if r.invocation.end == "running"]
+
+    def lease_place(self, step: str | None) -> RunPlace:
+        """What a retry of the run, or of one step of it, has to hold the lease of."""
+        return self.place if step is None else self.place.of_step(step)
 
     def restate(self, added: Sequence[Recorded]) -> RunState:
         """The run's state with these invocations added."""
@@ -84,7 +90,9 @@ class LoadedRun:
         merged = merge(kept, intended, unknown)
         nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
         state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
-        return LoadedRun(self.place, kept, self.graph, self.origin, state, intended, scope)
+        return LoadedRun(
+            self.place, kept, self.graph, self.origin, state, intended, self.seen, scope
+        )
 
 
 def load(
@@ -101,6 +109,7 @@ def load(
     project's own manifest or, if `asking` may, from dbt. What stays unknown is in the state's
     warnings.
     """
+    seen = archive.state_of(place)
     recorded = in_order(archive.load(place))
     graph = next((g for r in reversed(recorded) if (g := archive.graph(r)) is not None), None)
     recorded = in_order([*recorded, *_steps(recorded, pipelines, place.run_id)])
@@ -122,7 +131,7 @@ def load(
     graph = origin = graph or Graph([])
     if not graph.nodes.keys() >= {u for u in state.nodes if not u.startswith("operation.")}:
         origin = next((g for r in recorded if (g := archive.graph(r)) is not None), graph)
-    return LoadedRun(place, recorded, graph, origin, state, intended)
+    return LoadedRun(place, recorded, graph, origin, state, intended, seen)
 
 
 def _steps(

@@ -7,14 +7,15 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import Bucket
 from dbt_recover.errors import (
+    EXIT_STILL_FAILING,
     DamagedError,
     DbtError,
     NotFoundError,
@@ -112,22 +113,14 @@ def test_ambiguous_run(command: tuple[str, ...], archived: Checkout) -> None:
 # Artifacts that dbt left, for `archive`
 
 
-def _artifacts(
-    to: Path, name: str = "good", *, invocation: str = "", day: str = "", hour: str = ""
-) -> Path:
-    """A copy of an artifact set; with another invocation_id, day or hour all through it."""
+def _artifacts(to: Path, name: str = "good", *, invocation: str = "", day: str = "") -> Path:
+    """A copy of an artifact set; with another invocation_id or day all through it."""
     shutil.copytree(ARTIFACTS / name, to)
-    for path in to.glob("*.json"):
-        text = path.read_text()
-        metadata = json.loads((ARTIFACTS / name / "run_results.json").read_text())["metadata"]
-        began = metadata["generated_at"]
-        if invocation:
-            text = text.replace(metadata["invocation_id"], invocation)
-        if day:
-            text = text.replace(began[:10], day)
-        if hour:
-            text = text.replace(f"T{began[11:13]}:", f"T{hour}:")
-        path.write_text(text)
+    if invocation:
+        old = json.loads((to / "run_results.json").read_text())["metadata"]
+        for path in to.iterdir():
+            text = path.read_text().replace(old["invocation_id"], invocation)
+            path.write_text(text.replace(old["generated_at"][:10], day or old["generated_at"][:10]))
     return to
 
 
@@ -140,7 +133,6 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "truncated": _truncated,
     "web_page": lambda data: b"<html>403 Forbidden</html>",
     "binary": lambda data: bytes(range(256)),
-    "not_utf8": lambda data: data.replace(b"unique_id", b"unique_\xff\xfe"),
     "list": lambda data: b"[]",
     "empty_object": lambda data: b"{}",
     "no_object": lambda data: b"null",
@@ -163,27 +155,26 @@ def test_archive_of_results_that_are_no_list(project: Checkout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("artifacts", "error", "naming"),
+    "artifacts, error, naming",
     [
         ("truncated_run_results", DamagedError, "run_results.json is truncated"),
         ("empty_run_results", DamagedError, "run_results.json is empty"),
         ("not_json_manifest", DamagedError, "manifest.json"),
         ("newer_run_results_version", DamagedError, "run-results/v99"),
         ("newer_manifest_version", DamagedError, "manifest/v99"),
-        ("two_invocations", RefusedError, "74f2aea2-4533-4ed9-bcaf-0971382964d9"),
+        ("two_invocations", RefusedError, "dbt parse, ls, compile or docs rewrite the manifest"),
         ("no_manifest", UsageError, "there is no target/manifest.json"),
     ],
 )
 def test_archive_of_artifacts_that_are_not_one_whole(
     artifacts: str, error: type[RecoverError], naming: str, project: Checkout
 ) -> None:
-    if artifacts == "two_invocations":
-        manifest = json.loads((ARTIFACTS / artifacts / "manifest.json").read_text())
-        naming = manifest["metadata"]["invocation_id"]
-    _artifacts(project.root / "target", artifacts)
+    target = _artifacts(project.root / "target", artifacts)
     ran = refuses(project, error, "archive", naming=naming)
-    if error is RefusedError:
+    if artifacts == "two_invocations":
         assert "--allow-mixed" in ran.err
+        for path in target.iterdir():
+            assert json.loads(path.read_text())["metadata"]["invocation_id"] in ran.err
 
 
 def test_archive_before_any_dbt_ran(project: Checkout) -> None:
@@ -228,9 +219,10 @@ def test_exec_without_a_command(words: tuple[str, ...], project: Checkout) -> No
 
 def test_outside_of_a_project(project: Checkout) -> None:
     (project.root / "dbt_project.yml").unlink()
-    refuses(project, UsageError, "exec", "--", "dbt", "build", naming="no dbt_project.yml")
-    for command in READING:
-        refuses(project, UsageError, *command, naming="which archive?")
+    for command in (*READING, ("exec", "--", "dbt", "build")):
+        refuses(project, UsageError, *command, naming="this is not a dbt project")
+    given = ("--archive", "kept", "exec", "--", "dbt", "build")
+    refuses(project, UsageError, *given, naming=f"no dbt_project.yml in {project.root}")
     refuses(project, UsageError, "--project-dir", "nowhere", "plan", naming="nowhere")
     assert project.calls == []
 
@@ -279,11 +271,7 @@ def test_bucket_without_an_archive(
 def test_no_permission(archived: Checkout, s3_bucket: Bucket) -> None:
     denied = xml_error(403, "AccessDenied")
     with proxy_to(s3_bucket.server) as proxy:
-        here = archived.having(
-            **s3_bucket.environment,
-            AWS_ENDPOINT_URL=proxy.endpoint_url,
-            DBT_RECOVER_ARCHIVE=s3_bucket.url,
-        )
+        here = _on_s3(archived, S3Server(proxy.endpoint_url), s3_bucket.url)
         proxy.faults.append(Fault("PUT", times=1000, answer=denied))
         ran = refuses(here, StorageError, *WRITING, naming=s3_bucket.url)
         assert "not permitted" in ran.err
@@ -306,11 +294,7 @@ def test_no_permission(archived: Checkout, s3_bucket: Bucket) -> None:
 def test_wrong_credentials(archived: Checkout, s3_bucket: Bucket) -> None:
     with proxy_to(s3_bucket.server) as proxy:
         proxy.faults.append(Fault("GET", times=1000, answer=xml_error(403, "InvalidAccessKeyId")))
-        here = archived.having(
-            **s3_bucket.environment,
-            AWS_ENDPOINT_URL=proxy.endpoint_url,
-            DBT_RECOVER_ARCHIVE=s3_bucket.url,
-        )
+        here = _on_s3(archived, S3Server(proxy.endpoint_url), s3_bucket.url)
         ran = refuses(here, StorageError, "plan", naming=s3_bucket.url)
     assert "does not accept the credentials" in ran.err
 
@@ -379,19 +363,14 @@ def test_an_archive_that_is_a_file(archived: Checkout) -> None:
     url = archived.home / "file"
     url.write_text("not a directory")
     for command in (("plan",), WRITING):
-        before = listing(archived.home)
-        ran = archived.recover("--archive", url, *command)
-        assert ran.code in (NotFoundError.exit_code, StorageError.exit_code), ran
-        assert str(url) in ran.err
-        assert "Traceback" not in ran.err
-        assert listing(archived.home) == before
+        refuses(archived, UsageError, "--archive", url, *command, naming=f"{url} is not a direct")
 
 
 # State directories
 
 
 @pytest.mark.parametrize(
-    ("directory", "environ"),
+    "directory, environ",
     [
         ("target", {}),
         ("./target/", {}),
@@ -405,8 +384,8 @@ def test_fetch_into_the_target_path(
 ) -> None:
     (archived.root / "link").symlink_to("target")
     here = archived.having(**environ)
-    ran = refuses(here, UsageError, "fetch", "--to", directory, naming=directory)
-    assert "target path" in ran.err
+    named = f"{Path(directory)} is the project's target path"
+    refuses(here, UsageError, "fetch", "--to", directory, naming=named)
 
 
 def test_fetch_into_the_configured_target_path(archived: Checkout) -> None:
@@ -443,19 +422,18 @@ ALTERED: dict[str, Callable[[bytes], bytes]] = {
     "last_byte": _flipped(1),
     "truncated": _truncated,
     "empty": lambda data: b"",
-    "longer": lambda data: data + b"x",
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "altered"),
+    "name, altered",
     # In the text of a commit record one bit can make another text: its own digits, a name.
     [(n, a) for n in OBJECTS for a in ALTERED if (n, a) != ("commit.json", "middle_byte")],
 )
 def test_altered_objects(name: str, altered: str, archived: Checkout) -> None:
     path = _object(archived, name)
     path.write_bytes(ALTERED[altered](path.read_bytes()))
-    for command in ONE_RUN:
+    for command in ONE_RUN if altered == "truncated" else (("plan",),):
         refuses(archived, DamagedError, *command, naming=path.relative_to(path.parents[4]))
     assert archived.calls == []
 
@@ -483,8 +461,7 @@ def test_objects_of_another_run(name: str, archived: Checkout) -> None:
     ours = _object(archived, name)
     assert ours.read_bytes() != theirs.read_bytes()
     shutil.copyfile(theirs, ours)
-    for command in ONE_RUN:
-        refuses(archived, DamagedError, *command, naming=ours.relative_to(ours.parents[4]))
+    refuses(archived, DamagedError, "retry", naming=ours.relative_to(ours.parents[4]))
 
 
 def test_a_commit_record_that_points_out_of_the_archive(archived: Checkout) -> None:
@@ -497,13 +474,13 @@ def test_a_commit_record_that_points_out_of_the_archive(archived: Checkout) -> N
     refuses(archived, DamagedError, "plan", naming="../../secret")
 
 
-def test_a_run_without_its_commit_record_is_not_taken_for_whole(archived: Checkout) -> None:
-    """What has no commit record is not there: all that is known is that something began."""
+def test_a_run_without_its_commit_record_is_lost(archived: Checkout) -> None:
+    """What has no commit record is not there: all that is known is what began."""
     _object(archived, "commit.json").unlink()
     (run,) = archived.recover("runs", "-o", "json").json["runs"]
     assert run["status"] == "failed"
-    refuses(archived, RefusedError, "retry", naming="nightly-1")
-    assert archived.calls == []
+    planned = archived.recover("plan", "-o", "json").json["nodes"]
+    assert [node["cause"] for node in planned] == ["never_started"] * 8
 
 
 def test_a_damaged_pointer(archived: Checkout) -> None:
@@ -512,43 +489,34 @@ def test_a_damaged_pointer(archived: Checkout) -> None:
     refuses(archived, DamagedError, "plan", "nightly-1", naming="ids/runs/nightly-1.json")
 
 
-@pytest.mark.parametrize("command", READING, ids=lambda c: c[0])
 @pytest.mark.parametrize(
-    ("marker", "naming"),
+    "marker, naming",
     [
-        ('{"format": "dbt-recover", "version": 2}', "version 2"),
+        ('{"format": "dbt-recover", "version": 2}', "format version 2"),
         ('{"format": "restic", "version": 1}', "archive.json is not a dbt-recover archive"),
         ("{", "archive.json"),
         ("", "archive.json"),
     ],
     ids=["newer", "foreign", "truncated", "empty"],
 )
-def test_archives_that_are_not_ours_to_read(
-    marker: str, naming: str, command: tuple[str, ...], archived: Checkout
-) -> None:
+def test_archives_that_are_not_ours_to_read(marker: str, naming: str, archived: Checkout) -> None:
     (archived.root / ".dbt-recover" / "archive.json").write_text(marker)
-    refuses(archived, DamagedError, *command, naming=naming)
-
-
-def test_a_newer_archive_is_not_written(archived: Checkout) -> None:
-    marker = archived.root / ".dbt-recover" / "archive.json"
-    marker.write_text('{"format": "dbt-recover", "version": 2}')
-    refuses(archived, DamagedError, *WRITING, naming="version 2")
+    for command in (*READING, WRITING) if "version 2" in naming else (("plan",), WRITING):
+        refuses(archived, DamagedError, *command, naming=naming)
 
 
 def test_a_newer_commit_record(archived: Checkout) -> None:
     path = _object(archived, "commit.json")
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "version": 2}))
-    for command in ONE_RUN:
-        refuses(archived, DamagedError, *command, naming="commit.json has version 2")
+    refuses(archived, DamagedError, "retry", naming="commit.json has version 2")
 
 
 # Configuration and arguments
 
 
 @pytest.mark.parametrize(
-    ("content", "naming"),
+    "content, naming",
     [
         (b"archive = ", "is not TOML"),
         (b'archive = "caf\xe9"', "is not TOML"),
@@ -581,7 +549,7 @@ def test_a_configuration_file_is_named(archived: Checkout) -> None:
 @pytest.mark.parametrize("option", ["endpoint=http://x", "endpoint_url", "max_attempts=often"])
 def test_s3_options(option: str, archived: Checkout) -> None:
     words = ("--archive", "s3://bucket", "--s3", option, "plan")
-    refuses(archived, UsageError, *words, naming=option.split("=")[0])
+    refuses(archived, UsageError, *words, naming=option.split("=", maxsplit=1)[0])
 
 
 @pytest.mark.parametrize("command", ["plan", "retry"])
@@ -591,14 +559,14 @@ def test_vars(text: str, command: str, archived: Checkout) -> None:
     assert text in ran.err
 
 
-@pytest.mark.parametrize("flag", ["--date", "--since", "--until"])
 @pytest.mark.parametrize("day", ["yesterday", "2026-02-30", "31.01.2026", "20260131", "2026-W05"])
-def test_days(day: str, flag: str, archived: Checkout) -> None:
-    refuses(archived, UsageError, "runs", flag, day, naming=day)
+def test_days(day: str, archived: Checkout) -> None:
+    for flag in ("--date", "--since", "--until"):
+        refuses(archived, UsageError, "runs", flag, day, naming=day)
 
 
 @pytest.mark.parametrize(
-    ("words", "naming"),
+    "words, naming",
     [
         (("repair",), "repair"),
         (("plan", "--hope"), "--hope"),
@@ -628,7 +596,7 @@ def test_a_project_of_another_name(archived: Checkout) -> None:
 def test_a_selection_that_matches_nothing_runs_nothing(archived: Checkout) -> None:
     before = listing(archived.home)
     ran = archived.recover("retry", "--select", "nosuchmodel")
-    assert ran.code not in (0, DamagedError.exit_code), ran
+    assert ran.code == EXIT_STILL_FAILING, ran
     assert "Traceback" not in ran.err
     assert archived.calls == []
     assert listing(archived.home) == before
@@ -637,5 +605,5 @@ def test_a_selection_that_matches_nothing_runs_nothing(archived: Checkout) -> No
 def test_relative_archives_are_below_the_configuration_file(archived: Checkout) -> None:
     """The other side of it: what is right is taken, wherever one stands."""
     (archived.root / "dbt_recover.toml").write_text('archive = ".dbt-recover"')
-    inside = replace(archived)
-    assert inside.run("sh", "-c", "cd models && python -m dbt_recover.cli plan").code == 0
+    below = f"cd models && {sys.executable} -m dbt_recover.cli plan"
+    assert archived.run("sh", "-c", below).out == archived.recover("plan").out

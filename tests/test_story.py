@@ -53,9 +53,7 @@ def two_failures(two_failures_once: Checkout, tmp_path: Path) -> Checkout:
 
 @slow
 @pytest.mark.parametrize("kind", ["directory", "s3"])
-def test_a_night_and_a_morning(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_night_and_a_morning(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The demo's story. The retry happens where nothing is known but the project and the URL."""
     if kind == "s3":
         bucket: Bucket = request.getfixturevalue("s3_bucket")
@@ -146,7 +144,7 @@ def test_retry_with_half_of_the_fix_and_again(two_failures: Checkout, tmp_path: 
 
 
 @slow
-@pytest.mark.parametrize(("strategy", "command"), [("select", "build"), ("retry", "retry")])
+@pytest.mark.parametrize("strategy, command", [("select", "build"), ("retry", "retry")])
 def test_strategies_run_the_same_nodes(
     strategy: str, command: str, model_error: Checkout, tmp_path: Path
 ) -> None:
@@ -416,7 +414,7 @@ def _timeless(text: str, here: Checkout) -> list[str]:
 
 @slow
 @pytest.mark.parametrize(
-    ("code", "words"),
+    "code, words",
     [
         (0, ("build", "--select", "calendar", "--threads", "1")),
         (1, ("build", "--threads", "1")),
@@ -426,9 +424,7 @@ def _timeless(text: str, here: Checkout) -> list[str]:
     ],
     ids=["success", "failure", "usage", "profile", "selector"],
 )
-def test_exec_says_and_exits_as_dbt_does(
-    code: int, words: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_exec_says_and_exits_as_dbt_does(code: int, words: tuple[str, ...], tmp_path: Path) -> None:
     plain = checkout("two_independent_failures", tmp_path / "plain")
     recorded = checkout("two_independent_failures", tmp_path / "recorded")
     expected = plain.dbt(*words)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import zstandard
 
 from . import layout
 from .errors import DamagedError, NotFoundError, UsageError
@@ -20,84 +19,26 @@ from .graph import Graph
 from .journal import Record, fold
 from .layout import Listed, RunPlace, Summary
 from .machine import process_lives, this_machine
-from .model import Artifact, Invocation, NodeResult, Recorded, RunInfo, RunSummary
+from .model import Artifact, Recorded, RunInfo, RunSummary
+from .records import (
+    MAX_RECORD,
+    Begun,
+    Commit,
+    InvocationPointer,
+    Marker,
+    Results,
+    RunPointer,
+    SignOfLife,
+    decompress,
+    summarise,
+)
 from .storage.base import MissingKey, PreconditionFailed, Storage
 
 HEARTBEAT_SECONDS = 15
 HEARTBEAT_LOST_AFTER = 60
 """Seconds without a sign of life after which a running invocation is taken for lost."""
 
-MAX_RECORD = 64 * 1024 * 1024
 MAX_ARTIFACT = 4 * 1024 * 1024 * 1024
-
-
-class Marker(msgspec.Struct, frozen=True):
-    """archive.json."""
-
-    format: str = "dbt-recover"
-    version: int = layout.FORMAT_VERSION
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """How a run stands."""
-
-    whole: bool
-    failed: int
-    """Nodes that still have to run."""
-    total: int
-
-
-class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """commit.json: the invocation is there once this is."""
-
-    version: int
-    invocation: Invocation
-    complete: bool
-    """Whether dbt came to its own end and recorded every node."""
-    artifacts: list[Artifact] = []
-    segments: int = 0
-    """How many journal segments belong to it."""
-    verdict: Verdict | None = None
-    """A retry's: how the whole run stands after it."""
-    nonce: str = ""
-    """Tells two writers of the same invocation apart."""
-
-
-class Begun(msgspec.Struct, frozen=True, omit_defaults=True):
-    """begun.json."""
-
-    version: int
-    invocation: Invocation
-
-
-class Results(msgspec.Struct, frozen=True, omit_defaults=True):
-    """results.json: node results of one invocation, dbt's file and the journal put together."""
-
-    version: int
-    results: list[NodeResult] = []
-    in_flight: list[str] = []
-
-
-class SignOfLife(msgspec.Struct, frozen=True):
-    """live/*: written again and again while an invocation runs."""
-
-    host: str = ""
-    machine: str = ""
-    processes: list[str] = []
-    """Marks (see machine.process_mark) of the recorder and of its dbt."""
-
-
-class RunPointer(msgspec.Struct, frozen=True):
-    version: int
-    run: RunInfo
-
-
-class InvocationPointer(msgspec.Struct, frozen=True):
-    """ids/invocations/*.json."""
-
-    version: int
-    run_id: str
-    began: str
 
 
 @dataclass
@@ -120,6 +61,8 @@ class Archive:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._listed: dict[str, list[Listed]] = {}
+        self._dates: list[str] | None = None
 
     @property
     def url(self) -> str:
@@ -159,34 +102,53 @@ class Archive:
 
     # Finding runs
 
+    # One command reads one state of the archive: what was listed once is not listed again.
+
     def dates(self) -> list[str]:
         """Days that have runs, newest first."""
-        days = self.storage.folders(layout.RUNS)
-        return sorted((d for d in days if layout.is_date(d)), reverse=True)
+        if self._dates is None:
+            days = self.storage.folders(layout.RUNS)
+            self._dates = sorted((d for d in days if layout.is_date(d)), reverse=True)
+        return self._dates
 
     def entries(self, date: str) -> list[RunEntries]:
         """The runs of a day, oldest first; one listing."""
-        return self._collect(f"{layout.RUNS}{date}/")
+        runs: dict[str, RunEntries] = {}
+        for listed in self._day(date):
+            _add(runs, listed)
+        return [runs[name] for name in sorted(runs)]
 
     def entry(self, place: RunPlace) -> RunEntries:
         """One run's entries. NotFoundError if it has none."""
-        found = self._collect(place.records())
-        if not found:
-            raise NotFoundError(f"run {place.run_id} has no invocation in {self.url}")
-        return found[0]
-
-    def state_of(self, place: RunPlace) -> str:
-        """Changes whenever an invocation of the run begins or is committed; one listing."""
-        keys = sorted(item.key for item in self.storage.list(place.records()))
-        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
-
-    def _collect(self, prefix: str) -> list[RunEntries]:
         runs: dict[str, RunEntries] = {}
-        for item in self.storage.list(prefix):
-            listed = layout.parse_record_key(item.key)
-            if listed is not None:
-                _add(runs, listed)
-        return [runs[name] for name in sorted(runs)]
+        for listed in self._of(place):
+            _add(runs, listed)
+        if not runs:
+            raise NotFoundError(f"run {place.run_id} has no invocation in {self.url}")
+        return runs[place.name]
+
+    def state_of(self, place: RunPlace, *, fresh: bool = False) -> str:
+        """Changes whenever an invocation of the run begins or is committed."""
+        if fresh:
+            self._listed.clear()
+        words = sorted(f"{e.invocation_id} {e.kind}" for e in self._of(place))
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+    def _of(self, place: RunPlace) -> list[Listed]:
+        if place.date in self._listed:
+            return [e for e in self._listed[place.date] if e.place == place]
+        if place.name not in self._listed:
+            self._listed[place.name] = self._list(place.records())
+        return self._listed[place.name]
+
+    def _day(self, date: str) -> list[Listed]:
+        if date not in self._listed:
+            self._listed[date] = self._list(f"{layout.RUNS}{date}/")
+        return self._listed[date]
+
+    def _list(self, prefix: str) -> list[Listed]:
+        found = (layout.parse_record_key(item.key) for item in self.storage.list(prefix))
+        return [listed for listed in found if listed is not None]
 
     def summary(self, entries: RunEntries) -> RunSummary:
         """A line of `runs`. Reads an object only where a writer died at the wrong moment, and a
@@ -340,6 +302,12 @@ class Archive:
             hint="record one: dbt-recover exec -- dbt build",
         )
 
+    def later_than(self, place: RunPlace) -> list[RunEntries]:
+        """Runs that began after this one, oldest first."""
+        days = [d for d in reversed(self.dates()) if d >= place.date]
+        later = [e for d in days for e in self.entries(d)]
+        return [e for e in later if e.place.name > place.name and e.place.part != place.part]
+
     def _what_there_is(self) -> str:
         recent = [s.run.run_id for s in self.runs(limit=5)]
         if not recent:
@@ -454,56 +422,6 @@ def check_day(text: str) -> None:
             date.fromisoformat(text)
     except ValueError:
         raise UsageError(f"not a day: {text!r}", hint="write it as 2026-01-31") from None
-
-
-def decompress(data: bytes, name: str, *, limit: int = MAX_RECORD) -> bytes:
-    """Undo zstd; DamagedError if it is cut short, altered, or grows beyond limit bytes."""
-    try:
-        size = zstandard.frame_content_size(data)
-        # Asked before anything is allocated: a small object can claim to hold 10 GB.
-        if size > limit:
-            raise DamagedError(f"{name} would grow to {size} bytes; it should have {limit}")
-        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=limit)
-    except zstandard.ZstdError as exc:
-        raise DamagedError(f"{name} is damaged or cut short: {exc}") from exc
-    return plain
-
-
-def summarise(commit: Commit, results: Results | None = None) -> Summary:
-    """The listing's line for a commit; counts are 0 where the results are not at hand."""
-    from .model import SUCCESSES
-
-    invocation = commit.invocation
-    nodes = results.results if results else []
-    bad = sum(1 for r in nodes if r.status not in SUCCESSES)
-    ok = invocation.exit_code == 0 and commit.complete
-    verdict = commit.verdict or Verdict(
-        ok, 0 if ok else bad + len(results.in_flight if results else []), len(nodes)
-    )
-    return Summary(
-        attempt=invocation.attempt,
-        state="ok" if verdict.whole else "failed",
-        failed=verdict.failed,
-        total=verdict.total,
-        seconds=seconds_between(invocation.began, invocation.ended),
-        ended=invocation.ended[:19],
-        command=invocation.command,
-        step=invocation.step
-        or "=" + hashlib.sha256(repr(invocation.argv).encode()).hexdigest()[:8],
-        scope=invocation.scope or "step",
-        logical_date=invocation.run.logical_date,
-    )
-
-
-def seconds_between(began: str, ended: str) -> float:
-    """Between two ISO times; 0 if either is missing."""
-    from datetime import datetime
-
-    try:
-        start, end = (datetime.fromisoformat(t.replace("Z", "+00:00")) for t in (began, ended))
-    except ValueError:
-        return 0.0
-    return max(0.0, (end - start).total_seconds())
 
 
 def _add(runs: dict[str, RunEntries], listed: Listed) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from .archive import Verdict
 from .artifacts import synthesise_run_results
 from .command_line import DbtCommand
+from .context import Identity, Where
 from .dbt import find_dbt
 from .errors import (
     EXIT_INTERRUPTED,
@@ -24,12 +24,13 @@ from .errors import (
     LockedError,
     RefusedError,
 )
-from .execute import Identity, Outcome, Task, Where, run_recorded
+from .execute import Outcome, Task, run_recorded
 from .graph import TESTS, Graph
 from .lease import Lease
 from .load import LoadedRun
 from .model import FAILURES, SKIPPED, Invocation, NodeResult, Recorded, RunState
 from .plan import Plan, PlannedNode, Policy, make_plan
+from .records import Verdict
 from .recover import Options
 from .restore import Overrides, restored
 from .runstate import unsettled
@@ -107,7 +108,7 @@ def _under_lease(
     lease: Lease,
 ) -> Retried:
     # The run as it was read may be older than the lease: somebody may just have ended.
-    if where.archive.state_of(run.place) != run.seen:
+    if where.archive.state_of(run.place, fresh=True) != run.seen:
         raise LockedError(
             f"run {run.place.run_id} has changed since it was read: another was at work on it",
             hint=f"look again: dbt-recover plan {run.place.run_id}",

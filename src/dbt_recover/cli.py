@@ -18,8 +18,10 @@ from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
 if TYPE_CHECKING:
     from .archive import Archive
     from .checkout import Project
-    from .execute import Where
+    from .context import Where
     from .load import Asking, LoadedRun
+    from .pipeline import Pipeline
+    from .plan import Plan
     from .recover import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,7 +93,7 @@ class App:
 
     def where(self, archive: Archive) -> Where:
         """Where dbt will run, and who is told."""
-        from .execute import Where
+        from .context import Where
 
         spool = self.options["spool"]
         environ = dict(os.environ)
@@ -105,19 +107,50 @@ class App:
         """To the person, on stderr."""
         click.echo(text, err=True)
 
-    def load(
-        self, run: str, logical_date: str = "", asking: Asking | None = None
-    ) -> tuple[LoadedRun, Archive]:
-        """The run that RUN names."""
-        from .load import load
+    def pipelines(self) -> tuple[Pipeline, ...]:
+        """The declared pipelines."""
         from .pipeline import read_pipelines
 
-        project = self.project()
-        archive = self.archive(project)
-        place = archive.resolve(run, logical_date=logical_date)
-        pipelines = read_pipelines(self.file().pipeline, str(self.file().path))
-        loaded = load(archive, place, project=project, pipelines=pipelines, asking=asking)
-        return loaded, archive
+        return read_pipelines(self.file().pipeline, str(self.file().path))
+
+    def load(
+        self,
+        archive: Archive,
+        run: str,
+        logical_date: str | None,
+        asking: Asking | None = None,
+    ) -> LoadedRun:
+        """The run that RUN names."""
+        from .load import load
+
+        place = archive.resolve(run, logical_date=logical_date or "")
+        return load(
+            archive, place, project=self.project(), pipelines=self.pipelines(), asking=asking
+        )
+
+    def plan(
+        self,
+        archive: Archive,
+        run: str,
+        logical_date: str | None,
+        options: Options,
+        *,
+        ask: bool,
+    ) -> tuple[LoadedRun, Plan]:
+        """The run that RUN names, and what is to be done about it."""
+        from .recover import Dbt, plan_run
+
+        asking = Dbt(self.where(archive), options, self.options["dbt"]) if ask else None
+        loaded = self.load(archive, run, logical_date, asking)
+        made = plan_run(
+            loaded,
+            options,
+            self.project(),
+            archive=archive,
+            pipelines=self.pipelines(),
+            asking=asking,
+        )
+        return loaded, made
 
 
 def _load_file(
@@ -220,6 +253,9 @@ def _planning(function: F) -> F:
         click.option(
             "--allow-unknown-scope", is_flag=True, help="Go on though more may be left undone."
         ),
+        click.option(
+            "--allow-older-run", is_flag=True, help="Go on though a later run has built the same."
+        ),
         click.option("--logical-date", metavar="DATE", help="The run of this Airflow date."),
     )
     for option in reversed(options):
@@ -284,7 +320,9 @@ def archive(
     app: App, target_dir: str, run_id: str, step: str, allow_mixed: bool, resume: bool
 ) -> None:
     """Archive what a dbt command that ran without exec left in its target directory."""
-    from .execute import Identity, archive_finished, resume_spools
+    from .context import Identity
+    from .finished import archive_finished
+    from .leftovers import resume_spools
 
     where = app.where(app.archive(check=False))
     if resume:
@@ -330,7 +368,7 @@ def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None
     """One run: its invocations, what failed with the real error, what was held up."""
     from .render import documents, tables
 
-    loaded, _ = app.load(run, logical_date)
+    loaded = app.load(app.archive(), run, logical_date)
     click.echo(
         documents.dump(documents.show(loaded.state))
         if output == "json"
@@ -348,13 +386,9 @@ def plan(
     app: App, /, run: str, output: str, logical_date: str | None, ask_dbt: bool, **given: Any
 ) -> None:
     """What retry would run again and why. Does not start dbt unless --ask-dbt is given."""
-    from .recover import Dbt, plan_run
     from .render import documents, tables
 
-    options = _options(app, given)
-    asking = Dbt(app.where(app.archive()), options, app.options["dbt"]) if ask_dbt else None
-    loaded, _ = app.load(run, logical_date or "", asking)
-    made = plan_run(loaded, options, app.project(), asking)
+    loaded, made = app.plan(app.archive(), run, logical_date, _options(app, given), ask=ask_dbt)
     click.echo(
         documents.dump(documents.plan(made, loaded.state))
         if output == "json"
@@ -379,7 +413,6 @@ def retry(
 ) -> None:
     """Run again what has to be, archive the attempt, and say whether the run is now whole."""
     from .carry_out import refused, retry
-    from .recover import Dbt, plan_run
     from .render import documents, tables
 
     if dry_run:
@@ -389,13 +422,14 @@ def retry(
         return
     app: App = context.obj
     options = _options(app, given)
-    where = app.where(app.archive())
-    asking = Dbt(where, options, app.options["dbt"])
-    loaded, _ = app.load(run, logical_date or "", asking)
-    made = plan_run(loaded, options, app.project(), asking)
+    kept = app.archive()
+    loaded, made = app.plan(kept, run, logical_date, options, ask=True)
+    for warning in made.warnings:
+        if not warning.flag or warning.allowed:
+            app.say(f"note: {warning.message}")
     try:
         done = retry(
-            where,
+            app.where(kept),
             loaded,
             made,
             options,
@@ -423,7 +457,8 @@ def fetch(app: App, run: str, to: str, logical_date: str) -> None:
     """Write a state directory for any dbt's --state, merged over the run's invocations."""
     from .state_dir import fetch
 
-    loaded, kept = app.load(run, logical_date)
+    kept = app.archive()
+    loaded = app.load(kept, run, logical_date)
     fetch(kept, loaded, Path(to), app.project())
     click.echo(f"wrote {to}: manifest.json and run_results.json of run {loaded.place.run_id}")
 

@@ -294,9 +294,10 @@ def _collector_paused() -> Iterator[None]:
 def _node(uid: str, entry: _Entry, kind: str, name: str) -> Node | None:
     """Our node, or None for a disabled one. `kind` is that of the section it stands in."""
     try:
-        config = _config_decoder.decode(entry.config) or _Config()
+        found = _config_decoder.decode(entry.config)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedError(f"{name}: the config of {uid} cannot be read: {error}") from error
+    config = found or _Config()
     if config.enabled is False:
         return None
     # Sections of older manifests leave the type out, and some of v2 spell it in their own way.
@@ -322,7 +323,7 @@ def _node(uid: str, entry: _Entry, kind: str, name: str) -> Node | None:
         depends_on=depends_on,
         macros=_macros(entry.depends_on),
         # A copy, or each config would keep all of the manifest in memory.
-        config=entry.config.copy(),
+        config=entry.config.copy() if found else _EMPTY_OBJECT,
         materialized=_text(config.materialized),
         incremental_strategy=strategy,
         unique_key=bool(config.unique_key),

@@ -18,8 +18,13 @@ import msgspec
 import zstandard
 
 from . import layout
-from .archive import (
-    Archive,
+from .archive import Archive
+from .errors import DamagedError, RefusedError, StorageError
+from .journal import Record
+from .layout import FORMAT_VERSION, RunPlace
+from .machine import process_mark
+from .model import Artifact, Invocation, RunInfo
+from .records import (
     Begun,
     Commit,
     InvocationPointer,
@@ -28,11 +33,6 @@ from .archive import (
     SignOfLife,
     summarise,
 )
-from .errors import DamagedError, RefusedError, StorageError
-from .journal import Record
-from .layout import FORMAT_VERSION, RunPlace
-from .machine import process_mark
-from .model import Artifact, Invocation, RunInfo
 from .storage.base import MissingKey, PreconditionFailed
 
 COMPRESSION_LEVEL = 3

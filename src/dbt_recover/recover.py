@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from . import checkout
+from .archive import Archive
 from .command_line import starred
+from .context import Where
 from .dbt import find_dbt
 from .dbt import run as run_dbt
 from .errors import DbtError, UsageError
-from .execute import Where
 from .graph import Graph
 from .load import Asking, LoadedRun
 from .manifest import read_manifest
-from .model import Invocation
-from .plan import Plan, PlanWarning, Policy, make_plan
+from .model import SUCCESSES, Invocation
+from .pipeline import Pipeline, pipeline_of
+from .plan import Plan, PlanWarning, Policy, make_plan, name_of
 from .restore import Overrides, restored
 from .scope import ask_dbt
 from .selection import Selection, Unsupported, select
@@ -37,12 +40,16 @@ class Options:
     allow_other_project: bool = False
     allow_other_target: bool = False
     allow_unknown_scope: bool = False
+    allow_older_run: bool = False
 
 
 def plan_run(
     run: LoadedRun,
     options: Options,
     project: checkout.Project | None,
+    *,
+    archive: Archive | None = None,
+    pipelines: Sequence[Pipeline] = (),
     asking: Asking | None = None,
 ) -> Plan:
     """The plan for this run, with what the project at hand says.
@@ -80,8 +87,64 @@ def plan_run(
     plan = make_plan(run.state, run.origin, policy, changes, current)
     if not plan.nodes:
         return plan
-    around = _surroundings(run, plan, options, project)
+    around = [*_surroundings(run, plan, options, project), *_undeclared(run, pipelines)]
+    if archive is not None:
+        around += _built_later(archive, run, plan, options)
     return replace(plan, warnings=(*plan.warnings, *around, *unparsed))
+
+
+_LATER_RUNS = 20
+"""How many later runs are looked into; whoever retries an older one has to ask for it anyway."""
+
+
+def _built_later(
+    archive: Archive, run: LoadedRun, plan: Plan, options: Options
+) -> list[PlanWarning]:
+    """Yesterday's run with yesterday's vars, over tables that today's run has built."""
+    planned = {n.unique_id: run.state.invocations[n.invocation].target for n in plan.nodes}
+    for entries in reversed(archive.later_than(run.place)[-_LATER_RUNS:]):
+        built = {
+            uid
+            for record in archive.load(entries.place)
+            for uid, result in record.results.items()
+            if result.status in SUCCESSES
+            and uid.startswith(_RELATIONS)
+            and uid in planned
+            and record.invocation.target == planned[uid]
+        }
+        if built:
+            first = min(built)
+            return [
+                PlanWarning(
+                    "built_later",
+                    f"run {entries.place.run_id} began later and has built {len(built)} of these "
+                    f"nodes since ({name_of(run.graph, first)}, ...): this retry would put the "
+                    "older run's results over them",
+                    flag="--allow-older-run",
+                    allowed=options.allow_older_run,
+                )
+            ]
+    return []
+
+
+_RELATIONS = ("model.", "seed.", "snapshot.")
+
+
+def _undeclared(run: LoadedRun, pipelines: Sequence[Pipeline]) -> list[PlanWarning]:
+    """A run of several steps that stopped: what should have followed is known to its pipeline."""
+    original = [i for i in run.state.invocations if i.scope != "run"]
+    several = len(original) > 1 or any(i.step for i in original)
+    if run.scope is not None or not several or pipeline_of(pipelines, run.place.run_id):
+        return []
+    last = original[-1]
+    return [
+        PlanWarning(
+            "no_pipeline",
+            f"this run has steps; whether any should have come after "
+            f"{last.step or ' '.join(last.argv)!r} is not known here. Declare them under "
+            "[[pipeline]] in dbt_recover.toml and a retry resumes those that never began",
+        )
+    ]
 
 
 class Dbt:

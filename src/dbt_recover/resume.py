@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from . import checkout
 from .carry_out import Retried, retry
 from .command_line import DbtCommand
+from .context import Identity, Where
 from .errors import LockedError, RecoverError, StorageError, UsageError
-from .execute import Identity, Where, exec_command
+from .execute import exec_command
 from .load import LoadedRun, load
 from .model import Invocation
 from .pipeline import same_step

@@ -50,7 +50,6 @@ class Candidates:
             for n in graph.nodes.values()
             if rules.saved_queries_everywhere or n.resource_type != "saved_query"
         ]
-        self._configs: dict[str, dict[str, Any]] = {}
 
     def of_type(self, *resource_types: str) -> list[Node]:
         return [n for n in self.graph.nodes.values() if n.resource_type in resource_types]
@@ -91,13 +90,6 @@ class Candidates:
         rows += [(dotted.partition(".")[2], uid) for dotted, uid in rows]
         rows.sort()
         return rows
-
-    def config(self, node: Node) -> dict[str, Any]:
-        found = self._configs.get(node.unique_id)
-        if found is None:
-            decoded = msgspec.json.decode(node.config)
-            found = self._configs[node.unique_id] = decoded if isinstance(decoded, dict) else {}
-        return found
 
     @cached_property
     def by_file(self) -> dict[Parts, list[str]]:
@@ -294,38 +286,41 @@ def _package(candidates: Candidates, _: list[str], value: str) -> Iterable[str]:
 def _config(candidates: Candidates, arguments: list[str], value: object) -> Iterable[str]:
     """A value anywhere in the config, or an item of a list there. The words true and false, in any
     case, stand for the booleans."""
+    if not arguments:
+        return
     word = str(value).lower()
     boolean = {"true": True, "false": False}.get(word)
     any_case = arguments == ["severity"]
-    for node in (*candidates.parsed, *candidates.of_type("source")):
-        found = _descended(candidates.config(node), arguments)
+    for uid, found in _configured(candidates, arguments):
         if isinstance(found, list):
             # `in` compares with ==, as dbt does: a YAML selector's 1 finds True.
             if value in found or (boolean is not None and boolean in found):
-                yield node.unique_id
+                yield uid
         elif (
             value == found
             or (boolean is not None and found is boolean)
             or (any_case and isinstance(found, str) and found.lower() == word)
         ):
-            yield node.unique_id
+            yield uid
 
 
-_NOTHING = object()
-
-
-def _descended(config: dict[str, Any], arguments: list[str]) -> object:
-    if not arguments:
-        return _NOTHING
-    found = config.get(arguments[0], _NOTHING)
-    for name in arguments[1:]:
-        # dbt tries the attribute first: `config.meta.items` is a method there, never the key.
-        if hasattr(found, name):
-            return _NOTHING
-        if not isinstance(found, dict) or name not in found:
-            return _NOTHING
-        found = found[name]
-    return found
+def _configured(candidates: Candidates, arguments: list[str]) -> Iterable[tuple[str, object]]:
+    """(unique_id, what its config has there) of the nodes that have something there."""
+    # Of each config only the one key is built: the whole would take most of the time.
+    one_key = msgspec.defstruct(
+        "_OneKey", [("value", Any, msgspec.UNSET)], rename={"value": arguments[0]}
+    )
+    decode = msgspec.json.Decoder(one_key).decode
+    for node in (*candidates.parsed, *candidates.of_type("source")):
+        found: Any = decode(node.config).value  # type: ignore[attr-defined]
+        for name in arguments[1:]:
+            # dbt tries the attribute first: `config.meta.items` is a method there, never the key.
+            if not isinstance(found, dict) or hasattr(found, name) or name not in found:
+                break
+            found = found[name]
+        else:
+            if found is not msgspec.UNSET:
+                yield node.unique_id, found
 
 
 def _resource_type(candidates: Candidates, _: list[str], value: str) -> Iterable[str]:

@@ -334,4 +334,5 @@ def _age(answer: Mapping[str, Any]) -> float:
     if not date:
         return 0.0  # against the rules of HTTP; young is the safe side: a lease is not taken over
     modified: datetime = answer["LastModified"]
-    return max(0.0, (parsedate_to_datetime(date) - modified).total_seconds())
+    seconds: float = (parsedate_to_datetime(date) - modified).total_seconds()
+    return max(0.0, seconds)

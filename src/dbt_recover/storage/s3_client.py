@@ -1,6 +1,4 @@
-"""From options to a botocore client. botocore does all that is needed; boto3 on top of it would
-only add to the start of every command.
-"""
+"""From options to a boto3 client."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import boto3.session
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import (
@@ -38,7 +37,8 @@ def connect(options: S3Options) -> Any:
     if options.role_arn:
         session = _assume(session, options, region)
 
-    return session.create_client(
+    # boto3 on top of botocore: its data files and defaults, and the name users know.
+    return boto3.session.Session(botocore_session=session).client(
         "s3",
         region_name=region or (_ANY_REGION if options.endpoint_url else None),
         endpoint_url=options.endpoint_url or None,

@@ -1,0 +1,69 @@
+"""Where a command runs, and which run it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from .archive import Archive
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Where:
+    """What belongs to this machine and this call, not to the run."""
+
+    archive: Archive
+    environ: Mapping[str, str]
+    cwd: Path
+    say: Say
+    """For a person, on stderr."""
+    spool: Path | None = None
+    """Where spools are kept; None is `.dbt-recover/spool` in the project."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which run an invocation belongs to, as far as the caller knows."""
+
+    run_id: str = ""
+    step: str = ""
+    attempt: int = 1
+    scope: str = ""
+    logical_date: str = ""
+    tries: int = 1
+    """Airflow's try number."""
+    airflow: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], run_id: str = "", step: str = "") -> Identity:
+        """From flags, or from what Airflow exports to its tasks (AIRFLOW_CTX_*)."""
+        found = {
+            k.removeprefix("AIRFLOW_CTX_").lower(): v
+            for k, v in environ.items()
+            if k.startswith("AIRFLOW_CTX_")
+        }
+        dag, dag_run = found.get("dag_id", ""), found.get("dag_run_id", "")
+        return cls(
+            run_id=run_id or (f"{dag}/{dag_run}" if dag and dag_run else ""),
+            step=step or found.get("task_id", ""),
+            tries=int(found["try_number"]) if found.get("try_number", "").isdigit() else 1,
+            logical_date=found.get("logical_date") or found.get("execution_date") or "",
+            airflow={k: v for k, v in found.items() if k not in ("dag_email", "dag_owner")},
+        )
+
+
+def now() -> str:
+    """UTC, as dbt writes it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def own_version() -> str:
+    try:
+        return metadata.version("dbt-recover")
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,131 @@
+"""The archive's JSON objects; docs/archive-format.md describes each with a sample."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+import msgspec
+import zstandard
+
+from .errors import DamagedError
+from .layout import FORMAT_VERSION, Summary
+from .model import SUCCESSES, Artifact, Invocation, NodeResult, RunInfo
+
+MAX_RECORD = 64 * 1024 * 1024
+"""Bytes beyond which a record is not read."""
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """archive.json."""
+
+    format: str = "dbt-recover"
+    version: int = FORMAT_VERSION
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How a run stands."""
+
+    whole: bool
+    failed: int
+    """Nodes that still have to run."""
+    total: int
+
+
+class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """commit.json: the invocation is there once this is."""
+
+    version: int
+    invocation: Invocation
+    complete: bool
+    """Whether dbt came to its own end and recorded every node."""
+    artifacts: list[Artifact] = []
+    segments: int = 0
+    """How many journal segments belong to it."""
+    verdict: Verdict | None = None
+    """A retry's: how the whole run stands after it."""
+    nonce: str = ""
+    """Tells two writers of the same invocation apart."""
+
+
+class Begun(msgspec.Struct, frozen=True, omit_defaults=True):
+    """begun.json."""
+
+    version: int
+    invocation: Invocation
+
+
+class Results(msgspec.Struct, frozen=True, omit_defaults=True):
+    """results.json: node results of one invocation, dbt's file and the journal put together."""
+
+    version: int
+    results: list[NodeResult] = []
+    in_flight: list[str] = []
+
+
+class SignOfLife(msgspec.Struct, frozen=True):
+    """live/*: written again and again while an invocation runs."""
+
+    host: str = ""
+    machine: str = ""
+    processes: list[str] = []
+    """Marks (see machine.process_mark) of the recorder and of its dbt."""
+
+
+class RunPointer(msgspec.Struct, frozen=True):
+    version: int
+    run: RunInfo
+
+
+class InvocationPointer(msgspec.Struct, frozen=True):
+    """ids/invocations/*.json."""
+
+    version: int
+    run_id: str
+    began: str
+
+
+def summarise(commit: Commit, results: Results | None = None) -> Summary:
+    """The listing's line for a commit; counts are 0 where the results are not at hand."""
+    invocation = commit.invocation
+    nodes = results.results if results else []
+    bad = sum(1 for r in nodes if r.status not in SUCCESSES)
+    ok = invocation.exit_code == 0 and commit.complete
+    verdict = commit.verdict or Verdict(
+        ok, 0 if ok else bad + len(results.in_flight if results else []), len(nodes)
+    )
+    return Summary(
+        attempt=invocation.attempt,
+        state="ok" if verdict.whole else "failed",
+        failed=verdict.failed,
+        total=verdict.total,
+        seconds=seconds_between(invocation.began, invocation.ended),
+        ended=invocation.ended[:19],
+        command=invocation.command,
+        step=invocation.step
+        or "=" + hashlib.sha256(repr(invocation.argv).encode()).hexdigest()[:8],
+        scope=invocation.scope or "step",
+        logical_date=invocation.run.logical_date,
+    )
+
+
+def seconds_between(began: str, ended: str) -> float:
+    """Between two ISO times; 0 if either is missing."""
+    try:
+        start, end = (datetime.fromisoformat(t.replace("Z", "+00:00")) for t in (began, ended))
+    except ValueError:
+        return 0.0
+    return max(0.0, (end - start).total_seconds())
+
+
+def decompress(data: bytes, name: str, *, limit: int = MAX_RECORD) -> bytes:
+    """Undo zstd; DamagedError if it is cut short, altered, or grows beyond limit bytes."""
+    try:
+        size = zstandard.frame_content_size(data)
+        # Asked before anything is allocated: a small object can claim to hold 10 GB.
+        if size > limit:
+            raise DamagedError(f"{name} would grow to {size} bytes; it should have {limit}")
+        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=limit)
+    except zstandard.ZstdError as exc:
+        raise DamagedError(f"{name} is damaged or cut short: {exc}") from exc
+    return plain

@@ -87,9 +87,13 @@ def sql(model: Model) -> str:
     """A small query over the model's parents."""
     if not model.parents:
         return f"select 1 as id, '{model.name}' as name\n"
-    return "select max(id) as id\nfrom (\n  " + "\n  union all\n  ".join(
-        f"select id from {{{{ ref('{parent}') }}}}" for parent in model.parents
-    ) + "\n)\n"
+    return (
+        "select max(id) as id\nfrom (\n  "
+        + "\n  union all\n  ".join(
+            f"select id from {{{{ ref('{parent}') }}}}" for parent in model.parents
+        )
+        + "\n)\n"
+    )
 
 
 def failing(models: list[Model], count: int, seed: int = 7) -> tuple[set[str], set[str]]:
@@ -206,7 +210,7 @@ def _metadata(invocation_id: str) -> dict[str, Any]:
 
 def _node(model: Model, size: int) -> dict[str, Any]:
     code = sql(model)
-    columns = {
+    columns: dict[str, Any] = {
         f"column_{n}": {
             "name": f"column_{n}",
             "description": f"What column {n} of {model.name} holds, in a sentence.",
@@ -249,7 +253,7 @@ def _test(model: Model, unique_id: str, size: int) -> dict[str, Any]:
 
 
 def _common(name: str, unique_id: str, kind: str, folder: str) -> dict[str, Any]:
-    config = {
+    config: dict[str, Any] = {
         "enabled": True,
         "materialized": "test" if kind == "test" else "table",
         "tags": [folder],

@@ -92,9 +92,7 @@ def _watch(pid: int) -> tuple[float, float]:
     return peak, cpu
 
 
-def alternate(
-    runs: int, *sides: Callable[[], Measured]
-) -> tuple[list[Measured], ...]:
+def alternate(runs: int, *sides: Callable[[], Measured]) -> tuple[list[Measured], ...]:
     """Each side once per round, in turns and in changing order: what else the machine does falls
     on all of them alike."""
     results: tuple[list[Measured], ...] = tuple([] for _ in sides)

@@ -1,6 +1,6 @@
 """`dbt-recover --help` against `python -c "import click"`, as whole processes.
 
-    python benchmarks/startup.py [--runs 20]
+python benchmarks/startup.py [--runs 20]
 """
 
 from __future__ import annotations

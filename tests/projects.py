@@ -6,18 +6,24 @@ code and JSON events: what a test believes of dbt does not come from the code un
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import termios
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import duckdb
+import pytest
 
 import dbt_recover
 
@@ -38,11 +44,13 @@ mkdir "$call"
 printf '%s\\n' "$@" > "$call/argv"
 if [ -z "$DBT_LOG_PATH" ]; then
   export DBT_LOG_PATH="$call/log" DBT_LOG_FORMAT_FILE=json DBT_LOG_LEVEL_FILE=debug
+  export DBT_OTEL_FILE_NAME=otel.jsonl
 fi
 "$REAL_DBT" "$@"
 code=$?
 echo $code > "$call/exit"
 if [ -f "$DBT_LOG_PATH/dbt.log" ]; then cp "$DBT_LOG_PATH/dbt.log" "$call/events"; fi
+if [ -f "$DBT_LOG_PATH/otel.jsonl" ]; then cp "$DBT_LOG_PATH/otel.jsonl" "$call/events"; fi
 exit $code
 """
 
@@ -92,6 +100,7 @@ class Call:
 
 
 Table = tuple[list[tuple[str, str]], Counter[str]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,32 @@ class Checkout:
             text=True,
         )
         return Ran(done.returncode, done.stdout, done.stderr)
+
+    @contextmanager
+    def start(self, *words: object, tty: int | None = None) -> Iterator[Running]:
+        """dbt-recover, left at work; with dbt itself on PATH, not the script that stands for it,
+        so that signals reach who they would reach. On the terminal `tty`, if one is given."""
+        environ = self._environment()
+        real = os.pathsep.join((str(Path(environ["REAL_DBT"]).parent), environ["PATH"]))
+        output = self.home / f"output-{len(list(self.home.glob('output-*')))}"
+        output.mkdir()
+        with (output / "out").open("wb") as out, (output / "err").open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dbt_recover.cli", *map(str, words)],
+                cwd=self.root,
+                env=environ | {"PATH": real},
+                stdin=subprocess.DEVNULL if tty is None else tty,
+                stdout=out if tty is None else tty,
+                stderr=err if tty is None else tty,
+                start_new_session=True,
+                # Now without one, it makes the terminal its own.
+                preexec_fn=None if tty is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
+            )
+        running = Running(process, output)
+        try:
+            yield running
+        finally:
+            running.stop()
 
     def _environment(self) -> dict[str, str]:
         ours = ("DBT_", "AIRFLOW_", "FIXTURE_")
@@ -309,12 +344,10 @@ def _lay_out(made: Checkout, source: Path) -> Checkout:
 def _call(directory: Path) -> Call:
     finished: dict[str, str] = {}
     events = directory / "events"
-    for line in events.read_text().splitlines() if events.exists() else ():
-        event = json.loads(line)
-        if event["info"]["name"] == "NodeFinished":
-            data = event["data"]
-            # Not node_info.node_status: of a skipped model it says "started".
-            finished[data["node_info"]["unique_id"]] = data["run_result"]["status"]
+    for line in events.read_bytes().splitlines() if events.exists() else ():
+        kind, uid, status = node_event(line)
+        if kind == "finish":
+            finished[uid] = status
     argv = (directory / "argv").read_text().splitlines()
     return Call(argv, int((directory / "exit").read_text()), finished)
 
@@ -331,3 +364,241 @@ def _table(connection: duckdb.DuckDBPyConnection, schema: str, name: str) -> Tab
     listed = ", ".join(f'"{column}"' for column, _ in columns)
     rows = connection.execute(f'select {listed} from "{schema}"."{name}"').fetchall()
     return columns, Counter(map(repr, rows))
+
+
+# ---- dbt at work, stopped at a known moment ----------------------------------------------------
+
+
+def written(home: Path, files: Mapping[str, str]) -> Checkout:
+    """A checkout of a project that is written down in a test: path -> text."""
+    source = home.with_name(f"{home.name}-source")
+    for name, text in files.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    return _lay_out(Checkout(home, home, {}), source)
+
+
+def dbt_of(version: str) -> dict[str, str]:
+    """Variables under which a `Checkout` uses this dbt. Skips with the reason if it is not here."""
+    venvs = REAL_DBT.parents[2] / ".venvs"
+    dbt = REAL_DBT if version == "1.11" else venvs / f"dbt-{version}" / "bin" / "dbt"
+    if not dbt.exists():
+        pytest.skip(f"no dbt {version} here: make .venvs/dbt-{version}")
+    library = venvs / "dbt-v2" / "lib-duckdb"
+    if version == "v2" and not (library / "libduckdb.so").exists():
+        pytest.skip("no libduckdb.so for dbt v2 here: make .venvs/dbt-v2 gets it with npm")
+    return {"REAL_DBT": str(dbt)} | ({"LD_LIBRARY_PATH": str(library)} if version == "v2" else {})
+
+
+# DuckDB ends the cross join when dbt is interrupted; opening the pipe cannot be interrupted.
+_HOLD = """\
+{% macro hold(name) -%}
+  {%- set n = 1000000000 if env_var('HOLD', '') == name else 1 -%}
+  (select min(x.range + y.range) from range({{ n }}) as x, range({{ n }}) as y)
+{%- endmacro %}
+{% macro wait(name) -%}
+  {%- if env_var('WAIT', '') == name -%}
+    (select count(*) * 0 from read_csv('{{ env_var("GATE") }}', header=false, columns={'x': 'int'}))
+  {%- else -%} 0 {%- endif -%}
+{%- endmacro %}
+{% macro fail(name) -%}
+  {%- if env_var('FAIL', '') == name -%} cast('broken' as int) {%- else -%} 0 {%- endif -%}
+{%- endmacro %}
+"""
+
+_PROFILES = """\
+relay:
+  target: dev
+  outputs:
+    dev: &dev
+      type: duckdb
+      path: "{{ env_var('FIXTURE_DB') }}"
+      threads: "{{ env_var('THREADS', '1') | int }}"
+      settings: {threads: 1}
+    prod:
+      <<: *dev
+      path: "{{ env_var('FIXTURE_PROD_DB') }}"
+"""
+
+
+def relay_model(name: str, source: str, config: str = "", columns: str = "id, v") -> str:
+    """A model that holds, waits or fails when it is named so."""
+    extra = f"{{{{ hold('{name}') }}}} + {{{{ wait('{name}') }}}} + {{{{ fail('{name}') }}}}"
+    return f"{{{{ config({config}) }}}}\nselect {columns}, {extra} as zero from {source}\n"
+
+
+RELAY: Mapping[str, str] = {
+    "dbt_project.yml": "name: relay\nversion: '1.0'\nprofile: relay\n"
+    "models: {relay: {+materialized: table}}\n",
+    "profiles.yml": _PROFILES,
+    "macros/hold.sql": _HOLD,
+    "seeds/raw.csv": "id,v\n1,10\n2,20\n3,30\n",
+    "models/staging/stg.sql": relay_model("stg", "{{ ref('raw') }}", "tags='staging'"),
+    "models/staging/late.sql": relay_model("late", "{{ ref('stg') }}", "tags='staging'"),
+    "models/marts/mart.sql": relay_model("mart", "{{ ref('late') }}", "tags='marts'"),
+    "models/marts/top.sql": relay_model("top", "{{ ref('mart') }}", "tags='marts'"),
+    "models/schema.yml": "version: 2\nmodels:\n"
+    "  - {name: stg, columns: [{name: id, tests: [not_null]}]}\n"
+    "  - {name: mart, columns: [{name: id, tests: [unique]}]}\n",
+}
+"""raw -> stg -> late -> mart -> top, one at a time, with a test of stg and one of mart. A model
+named by HOLD holds until dbt is interrupted or killed; one named by WAIT until somebody writes to
+the named pipe GATE; one named by FAIL fails."""
+
+RAW, STG, LATE = "seed.relay.raw", "model.relay.stg", "model.relay.late"
+MART, TOP = "model.relay.mart", "model.relay.top"
+STG_ID = "test.relay.not_null_stg_id.af7dc2c0b9"
+MART_ID = "test.relay.unique_mart_id.0000000000"
+
+PATIENCE = 90.0
+"""Seconds after which what should have happened is taken for missing."""
+
+
+@dataclass
+class Running:
+    """A dbt-recover at work, the leader of a session, and what its dbt tells of itself: read from
+    dbt's own file of events, which stays readable here when it is unlinked."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    _dbt: int = 0
+    _logs: list[BinaryIO] = field(default_factory=list)
+    _lines: list[bytes] = field(default_factory=list)
+
+    def dbt(self) -> int:
+        """The pid of the dbt that is recorded; waits until there is one."""
+        if not self._dbt:
+            self._dbt = self.until(self._find_dbt, "dbt was started")
+        return self._dbt
+
+    def _find_dbt(self) -> int:
+        for pid in _children(self.process.pid):
+            if "/spool/" in _environ_of(pid).get("DBT_LOG_PATH", ""):
+                return pid
+        return 0
+
+    def lines(self) -> list[bytes]:
+        """What dbt has logged so far."""
+        if not self._logs and (home := _environ_of(self.dbt()).get("DBT_LOG_PATH")):
+            logs = (Path(home, "dbt.log"), Path(home, "otel.jsonl"))
+            self._logs = [p.open("rb") for p in logs if p.exists()]
+        for log in self._logs:
+            at = log.tell()
+            while (line := log.readline()).endswith(b"\n"):
+                self._lines.append(line)
+                at = log.tell()
+            log.seek(at)
+        return self._lines
+
+    def events(self) -> list[tuple[str, str, str]]:
+        """(start or finish, unique_id, status), in order, so far."""
+        return [e for e in map(node_event, self.lines()) if e[0]]
+
+    def succeeded(self) -> set[str]:
+        """Nodes that dbt has finished well, so far."""
+        good = ("success", "pass", "warn")
+        return {uid for kind, uid, status in self.events() if kind == "finish" and status in good}
+
+    def begun(self, unique_id: str) -> None:
+        """Wait until dbt has begun with this node."""
+        self.until(lambda: ("start", unique_id, "") in self.events(), f"{unique_id} began")
+
+    def until(self, look: Callable[[], T], what: str) -> T:
+        """Wait until look() is true; fails loudly when it ends before, or never does."""
+        give_up = time.monotonic() + PATIENCE
+        while not (found := look()):
+            ended = self.process.poll() is not None
+            if ended and (found := look()):
+                break
+            assert not ended, f"it ended before {what}: {self.ran()}"
+            assert time.monotonic() < give_up, f"it never happened that {what}: {self.ran()}"
+            time.sleep(0.02)
+        return found
+
+    def signal(self, number: int) -> None:
+        """To dbt-recover alone."""
+        self.process.send_signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """To its process group, as Airflow's BashOperator does."""
+        os.killpg(self.process.pid, number)
+
+    def signal_dbt(self, number: int) -> None:
+        """To dbt alone."""
+        os.kill(self.dbt(), number)
+
+    def end(self) -> Ran:
+        """Wait until it has ended."""
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.ran()}") from None
+        return self.ran()
+
+    def dbt_ended(self) -> None:
+        """Wait until its dbt has ended, whoever is left to look after it."""
+        give_up = time.monotonic() + PATIENCE
+        while _lives(self._dbt):
+            assert time.monotonic() < give_up, f"dbt lives on: {self.ran()}"
+            time.sleep(0.02)
+
+    def ran(self) -> Ran:
+        """How it ended; the exit code is 999 while it has not."""
+        code = self.process.poll()
+        texts = [(self.output / n).read_text(errors="replace") for n in ("out", "err")]
+        return Ran(999 if code is None else code, *texts)
+
+    def stop(self) -> None:
+        """Kill what is left of it."""
+        if self._dbt and _lives(self._dbt):
+            with suppress(ProcessLookupError):
+                os.kill(self._dbt, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+        for log in self._logs:
+            log.close()
+
+
+def node_event(line: bytes) -> tuple[str, str, str]:
+    """(start or finish, unique_id, status) of a line of dbt's log; empty words if it has none."""
+    if b'"NodeStart"' in line or b'"NodeFinished"' in line:
+        event = json.loads(line)
+        data = event["data"]
+        if event["info"]["name"] == "NodeStart":
+            return "start", data["node_info"]["unique_id"], ""
+        if event["info"]["name"] == "NodeFinished":
+            # Not node_info.node_status: of a skipped model it says "started".
+            return "finish", data["node_info"]["unique_id"], data["run_result"]["status"]
+    if b".NodeProcessed" in line:
+        span = json.loads(line)
+        said = span["attributes"]
+        if span["record_type"] == "SpanStart":
+            return "start", said["unique_id"], ""
+        test = said.get("node_test_detail", {}).get("test_outcome", "TEST_OUTCOME_PASSED")
+        word = "fail" if test == "TEST_OUTCOME_FAILED" else said.get("node_outcome", "")
+        return "finish", said["unique_id"], word.removeprefix("NODE_OUTCOME_").lower()
+    return "", "", ""
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(parent):
+                found.append(int(stat.parent.name))
+    return found
+
+
+def _environ_of(pid: int) -> dict[str, str]:
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(w.split("=", 1) for w in words if "=" in w)  # type: ignore[misc]  # two words each
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

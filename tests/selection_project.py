@@ -98,7 +98,7 @@ class RandomProject:
     def _seeds(self) -> None:
         for name in ("raw_a", "raw_b"):
             self.write(f"seeds/{name}.csv", "id\n1\n")
-            seed = {"name": name, "config": self._config()}
+            seed: dict[str, Any] = {"name": name, "config": self._config()}
             if name == "raw_a":
                 # A source that is above neither of the two seeds: modes differ about this test.
                 others = {"first": "ref('raw_b')", "second": "source('shop', 'users')"}

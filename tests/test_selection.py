@@ -73,7 +73,7 @@ def names(
     ],
 )
 def test_operators(written: str, expected: str) -> None:
-    assert names(chain(), written, indirect_selection="empty") == expected
+    assert names(chain(), written, resource_types=("model",)) == expected
 
 
 def test_childrens_parents_are_all_that_a_rebuild_below_needs() -> None:
@@ -89,8 +89,8 @@ def test_childrens_parents_are_all_that_a_rebuild_below_needs() -> None:
 
 
 def test_several_arguments_are_a_union_and_exclude_takes_away() -> None:
-    assert names(chain(), "a", "c d", exclude="c", indirect_selection="empty") == "a d"
-    assert names(chain(), exclude="a+1", indirect_selection="empty") == "ac c d"
+    assert names(chain(), "a", "c d", exclude="c", resource_types=("model",)) == "a d"
+    assert names(chain(), exclude="a+1") == "c d"
 
 
 @pytest.mark.parametrize(
@@ -118,22 +118,19 @@ def test_indirect_selection(written: str, mode: str, expected: str) -> None:
 
 def test_excluding_one_parent_excludes_its_tests_unless_cautious() -> None:
     assert names(chain(), "a c", exclude="c") == "a"
-    assert names(chain(), "a c", exclude="c", indirect_selection="cautious") == "a"
-    assert names(chain(), "a b c", exclude="b", indirect_selection="cautious") == "a ac c"
+    # Cautious is also the exclusion: it takes no test that has another parent.
+    assert names(chain(), "a c", exclude="c", indirect_selection="cautious") == "a ac"
 
 
-def test_buildable_counts_any_source_for_a_part_and_only_those_above_for_a_union() -> None:
-    graph = Graph(
-        [
-            node("source.p.s.t", source_name="s"),
-            node("model.p.a"),
-            node("model.p.b"),
-            node("test.p.a_s", "model.p.a", "source.p.s.t"),
-            node("test.p.a_b_s", "model.p.a", "model.p.b", "source.p.s.t"),
-        ]
-    )
-    assert names(graph, "a b", indirect_selection="buildable") == "a a_s b"
-    assert names(graph, "a b", "source:s", indirect_selection="buildable") == "a a_b_s a_s b t"
+def test_buildable_counts_any_source_for_a_part_but_only_those_above_for_a_union() -> None:
+    source = node("source.p.s.t", source_name="s")
+    a, b = node("model.p.a"), node("model.p.b")
+    one = node("test.p.a_s", "model.p.a", "source.p.s.t")
+    assert names(Graph([source, a, one]), "a", indirect_selection="buildable") == "a a_s"
+    two = node("test.p.a_b_s", "model.p.a", "model.p.b", "source.p.s.t")
+    graph = Graph([source, a, b, two])
+    assert names(graph, "a b", indirect_selection="buildable") == "a b"
+    assert names(graph, "a b", "source:s", indirect_selection="buildable") == "a a_b_s b t"
 
 
 def test_tests_of_a_source_and_unit_tests_come_along() -> None:
@@ -415,7 +412,7 @@ def yaml_chain(*definitions: Any, version: str = "", **options: Any) -> str:
     ],
 )
 def test_yaml_selectors(definition: Any, expected: str) -> None:
-    assert yaml_chain(definition, indirect_selection="empty") == expected
+    assert yaml_chain(definition, resource_types=("model",)) == expected
 
 
 def test_a_yaml_selector_has_its_own_indirect_selection() -> None:
@@ -437,9 +434,7 @@ def test_a_yaml_selector_can_inherit() -> None:
     assert yaml_chain(without_tests, family, version="1.12.0") == "a ac b c d"
     selectors = {"s0": {"name": "s0", "definition": "a"}}
     graph = chain(selectors=selectors, dbt_version="1.12.0")
-    assert names(graph, "selector:s*+1", indirect_selection="empty") == "a b ac".replace(
-        "b ac", "ac b"
-    )
+    assert names(graph, "selector:s*+1") == "a ac b"
 
 
 def test_the_default_selector_counts_when_nothing_is_selected() -> None:

@@ -73,7 +73,7 @@ def test_a_night_and_a_morning(kind: str, tmp_path: Path, request: pytest.Fixtur
     assert run["run_id"] in night.err
     shown = laptop.recover("show").out
     assert "model stg_contracts: error" in shown
-    assert "Could not convert string '2,388.00'" in shown
+    assert 'Could not convert string "2,388.00" to DECIMAL' in shown
     assert "test unique_stg_accounts_account_id: fail" in shown
     assert "Got 1 result, configured to fail if != 0" in shown
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from . import layout
+from .clock import now
 from .errors import DamagedError, NotFoundError, UsageError
 from .graph import Graph
 from .journal import Record, fold
@@ -172,7 +173,7 @@ class Archive:
             ),
             status=status,
             attempts=max((s.attempt for s in words.values()), default=1),
-            invocations=len(words) + len(entries.open),
+            invocations=len(words.keys() - {layout.SETTLED}) + len(entries.open),
             failed=sum(s.failed for s in latest),
             total=max((s.total for s in words.values() if s.scope == "run"), default=0)
             or sum(s.total for s in latest),
@@ -301,6 +302,12 @@ class Archive:
             f"the archive at {self.url} has no runs yet",
             hint="record one: dbt-recover exec -- dbt build",
         )
+
+    def settle(self, place: RunPlace, attempt: int, total: int, logical_date: str) -> None:
+        """Write into the listing that the run is whole: what `plan` found, and what the words of
+        its single invocations did not add up to."""
+        summary = Summary(attempt, "ok", 0, total, 0.0, now(), "", "", "run", logical_date)
+        self.storage.write(summary.key(place, layout.SETTLED), b"", if_absent=True)
 
     def later_than(self, place: RunPlace) -> list[RunEntries]:
         """Runs that began after this one, oldest first."""

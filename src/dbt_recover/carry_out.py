@@ -82,7 +82,7 @@ def retry(
             hint="wait until it has ended; if that machine is gone, this passes in a minute",
         )
     if not plan.nodes:
-        return _nothing_to_do(run, plan)
+        return _nothing_to_do(where, run, plan)
     refuse(plan)
     launcher = launcher or (find_dbt(dbt, where.environ),)
     identity = Identity(
@@ -177,12 +177,13 @@ def refused(run: LoadedRun) -> Retried:
     return Retried(run.place.run_id, run.state.attempts, "refused", total=len(run.state.nodes))
 
 
-def _nothing_to_do(run: LoadedRun, plan: Plan) -> Retried:
+def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan) -> Retried:
     settled = not unsettled(run.state) and not plan.dropped and not run.state.warnings
     if settled:
-        return Retried(
-            run.place.run_id, run.state.attempts, "already_complete", total=len(run.state.nodes)
-        )
+        total, archive = len(run.state.nodes), where.archive
+        if archive.summary(archive.entry(run.place)).status == "failed":
+            archive.settle(run.place, run.state.attempts, total, run.state.run.logical_date)
+        return Retried(run.place.run_id, run.state.attempts, "already_complete", total=total)
     if run.state.warnings:
         raise RefusedError(
             run.state.warnings[0],
@@ -213,6 +214,8 @@ def stages(plan: Plan, run: LoadedRun) -> list[Group]:
     """The plan as few dbt commands as its settings and its order allow. Nodes that ran with
     the same settings share a command, unless something of other settings lies between them."""
     settings = [_settings(i) for i in run.state.invocations]
+    if len({settings[n.invocation] for n in plan.nodes}) == 1:
+        return [Group(run.state.invocations[plan.nodes[0].invocation], plan.nodes)]
     level: dict[str, int] = {}
     groups: dict[tuple[int, str], list[PlannedNode]] = {}
     by_id = {n.unique_id: n for n in plan.nodes}

@@ -236,6 +236,9 @@ def _planning(function: F) -> F:
         click.option("--target", metavar="NAME", help="Instead of the run's target."),
         click.option("--profile", metavar="NAME", help="Instead of the run's profile."),
         click.option("--threads", type=click.IntRange(1), help="Instead of the run's threads."),
+        click.option(
+            "--defer-state", metavar="DIR", help="The state that a run with --defer was about."
+        ),
         click.option("--full-refresh", is_flag=True, help="Rebuild incremental models and seeds."),
         click.option(
             "--strategy",
@@ -279,6 +282,7 @@ def _options(app: App, given: dict[str, Any]) -> Options:
             profile=given["profile"] or "",
             threads=given["threads"],
             full_refresh=given["full_refresh"],
+            defer_state=given["defer_state"] or "",
             project_dir=app.options["project_dir"] or "",
             profiles_dir=app.options["profiles_dir"] or "",
         ),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 from .archive import Archive
@@ -57,12 +55,9 @@ class Identity:
         )
 
 
-def now() -> str:
-    """UTC, as dbt writes it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def own_version() -> str:
+    from importlib import metadata  # slow to import, and only records say it
+
     try:
         return metadata.version("dbt-recover")
     except metadata.PackageNotFoundError:

@@ -8,7 +8,6 @@ the kernel interrupts dbt (Linux): a dbt that nobody records does not go on.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -111,6 +110,8 @@ def capture(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = N
 
 
 def _child_setup(parent: int) -> Callable[[], None]:
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
     def setup() -> None:
@@ -134,7 +135,7 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -13,7 +13,7 @@ import msgspec
 
 from . import dbt
 from .artifacts import RunResults, read_run_results
-from .context import now
+from .clock import now
 from .errors import DamagedError
 from .journal import Journal
 from .layout import FORMAT_VERSION

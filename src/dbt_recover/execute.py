@@ -12,8 +12,9 @@ from typing import IO, Any
 import msgspec
 
 from . import checkout, dbt, journal_v2
-from .command_line import RUNNING, DbtCommand, scrub, secret_values
-from .context import Identity, Where, now, own_version
+from .clock import now
+from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, secret_values
+from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError
 from .evidence import put_together
 from .leftovers import deliver_leftovers
@@ -153,6 +154,11 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
     command = DbtCommand.parse(argv)
     if command.command not in RUNNING:
         # deps, parse, docs, ...: no nodes, nothing to recover; run it as it is.
+        if command.command not in COMMANDS:
+            where.say(
+                f"dbt-recover: {' '.join(argv)!r} is no dbt command that is known here: it is run, "
+                "and nothing is recorded"
+            )
         return _exit_code(dbt.run(argv, env=where.environ, cwd=where.cwd))
     outcome = run_recorded(where, argv, identity)
     code = _exit_code(outcome.ended)

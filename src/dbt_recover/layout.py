@@ -31,6 +31,9 @@ LATEST = "latest/"
 ARTIFACTS = ("manifest.json", "run_results.json", "catalog.json", "sources.json")
 """What dbt leaves and the archive keeps, byte for byte. Restoring takes names from here only."""
 
+SETTLED = "settled"
+"""In an invocation's place in a listing: a word on the whole run, which no invocation said."""
+
 _MAX_ID = 120
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 

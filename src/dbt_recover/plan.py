@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from .blame import Blame
 from .graph import BUILDABLE, TESTS, Graph, Node
 from .model import (
     FAILURES,
@@ -146,9 +147,10 @@ def make_plan(
     warnings: list[PlanWarning] = []
     drafts: dict[str, _Draft] = {}
     scope = set(state.nodes)
+    blame = Blame(state, graph)
 
     for uid, node in state.nodes.items():
-        draft = _own_word(uid, node, state, graph, scope)
+        draft = _own_word(uid, node, state, graph, blame)
         if draft is None:
             continue
         if uid.startswith("operation."):
@@ -216,7 +218,7 @@ def name_of(graph: Graph, uid: str) -> str:
 
 
 def _own_word(
-    uid: str, node: NodeState, state: RunState, graph: Graph, scope: set[str]
+    uid: str, node: NodeState, state: RunState, graph: Graph, blame: Blame
 ) -> _Draft | None:
     status = node.result.status
     if status in SUCCESSES:
@@ -230,7 +232,7 @@ def _own_word(
         word = "failed" if status == "fail" else status
         return _Draft("failed", f"{word} here")
     if status == SKIPPED:
-        return _skipped(uid, state, graph, scope)
+        return _skipped(uid, graph, blame)
     if status == UNRECORDED:
         invocation = state.invocations[node.index]
         if invocation.end == NEVER_BEGAN:
@@ -241,46 +243,12 @@ def _own_word(
     return _Draft("unknown_status", f"unknown status {status!r}")
 
 
-def _skipped(uid: str, state: RunState, graph: Graph, scope: set[str]) -> _Draft:
-    failed: list[str] = []
-    tests: list[str] = []
-    seen = {uid}
-    stack = list(graph.parents.get(uid, ()))
-    while stack:
-        parent = stack.pop()
-        if parent in seen:
-            continue
-        seen.add(parent)
-        word = state.nodes.get(parent)
-        if word is not None and word.result.status in FAILURES:
-            failed.append(parent)
-            continue
-        broken = [
-            t
-            for t in graph.children.get(parent, ())
-            if t in scope
-            and t != uid
-            and graph.nodes[t].resource_type in TESTS
-            and state.nodes[t].result.status in FAILURES
-        ]
-        tests += broken
-        if not broken and (
-            word is None or word.result.status == SKIPPED or word.result.status not in SUCCESSES
-        ):
-            stack.extend(graph.parents.get(parent, ()))
-    # A model is skipped when its own unit test failed.
-    tests += [
-        t
-        for t in graph.children.get(uid, ())
-        if t in scope
-        and graph.nodes[t].resource_type == "unit_test"
-        and state.nodes[t].result.status in FAILURES
-    ]
-    causes = sorted(set(failed)) + sorted(set(tests))
+def _skipped(uid: str, graph: Graph, blame: Blame) -> _Draft:
+    causes = blame.causes(uid)
     if not causes:
         return _Draft("skipped", "skipped when dbt stopped early (fail-fast or a failed hook)")
     first = causes[0]
-    kind = "test " if first in tests else ""
+    kind = "test " if first.split(".", 1)[0] in TESTS else ""
     more = f" (and {len(causes) - 1} more)" if len(causes) > 1 else ""
     return _Draft(
         "skipped", f"skipped because {kind}{name_of(graph, first)} failed{more}", tuple(causes)

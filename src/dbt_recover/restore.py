@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .command_line import PATHS, SELECTION, DbtCommand
+from .errors import RefusedError
 from .model import Invocation
 
 _TRUE_FLAGS = {
@@ -45,6 +46,8 @@ class Overrides:
     project_dir: str = ""
     profiles_dir: str = ""
     target_path: str = ""
+    defer_state: str = ""
+    """Where the state is that an original `--defer --state` was about."""
 
 
 def find_root(start: Path) -> Path | None:
@@ -111,4 +114,22 @@ def _with_paths(
     recorded = original.value("--profiles-dir")
     if not profiles and recorded and cwd is not None and Path(cwd, recorded).is_dir():
         profiles = recorded
-    return _with(command, "--profiles-dir", profiles) if profiles else command
+    if profiles:
+        command = _with(command, "--profiles-dir", profiles)
+    return _with_deferral(command, original, overrides, cwd)
+
+
+def _with_deferral(
+    command: DbtCommand, original: DbtCommand, overrides: Overrides, cwd: Path | None
+) -> DbtCommand:
+    """`--defer` needs the state it was typed with: what the run did not build is read from
+    there. Ours is about other things, so it goes by --defer-state."""
+    if not command.has("--defer") or cwd is None:
+        return command
+    state = overrides.defer_state or original.value("--defer-state") or original.value("--state")
+    if state is None or not Path(cwd, state).is_dir():
+        raise RefusedError(
+            f"the run used --defer with the state in {state}, which is not here",
+            hint="pass --defer-state DIR with the manifest.json it deferred to",
+        )
+    return _with(command, "--defer-state", state)

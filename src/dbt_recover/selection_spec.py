@@ -120,7 +120,11 @@ def _depth(value: object, written: object) -> int | None:
 
 
 class Definitions:
-    """YAML selectors, as dbt resolved them into the manifest, or as they are written."""
+    """YAML selectors, as dbt resolved them into the manifest, or as they are written.
+
+    Those of a manifest can be out of date: dbt's partial parsing keeps the old ones when nothing but
+    selectors.yml has changed, while the command itself follows the file.
+    """
 
     def __init__(self, selectors: Mapping[str, object], rules: Rules, indirect: str) -> None:
         self._selectors = selectors

@@ -3,9 +3,13 @@
 A project of 1,000 fast models on DuckDB is built with and without `exec`, in pairs, in changing
 order; each build begins with an empty database and the same partial_parse.msgpack. The ratio is the
 median of the ratios of the pairs. Memory is that of the dbt-recover process, without dbt, which
-runs in a process of its own; both sides are sampled, so that sampling costs them the same.
+runs in a process of its own; both sides are sampled, so that sampling costs them the same. On a
+machine that does other work, believe the CPU time more than the wall time.
 
-    python benchmarks/exec_overhead.py [--models 1000] [--pairs 5] [--threads 4]
+With --json-log a third side is dbt alone, writing the log that `exec` asks it for: what is left then
+is the recorder's own cost.
+
+    python benchmarks/exec_overhead.py [--models 1000] [--pairs 5] [--threads 4] [--json-log]
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--json-log", action="store_true", help="measure dbt's JSON log alone, too")
     given = parser.parse_args()
     env = environment()
     with tempfile.TemporaryDirectory(prefix="dbt-recover-benchmark-") as temporary:
@@ -37,19 +42,30 @@ def main() -> None:
         _projects.write(root, _projects.layered(given.models), tests=False, threads=given.threads)
         build = ["dbt", "--quiet", "build"]
 
-        def once(argv: Sequence[str]) -> Measured:
+        def once(argv: Sequence[str], **added: str) -> Measured:
             shutil.rmtree(root / "logs", ignore_errors=True)
             for path in root.glob("warehouse.duckdb*"):
                 path.unlink()
-            return measure(argv, cwd=root, env=env, sample=True)
+            return measure(argv, cwd=root, env=env | added, sample=True)
 
-        once(build)  # parses, so that no measured build has to
-        with_exec, plain = alternate(
-            given.pairs,
+        sides = [
             lambda: once(["dbt-recover", "exec", "--", *build]),
             lambda: once(build),
-        )
+        ]
+        if given.json_log:
+            log = {
+                "DBT_LOG_FORMAT_FILE": "json",
+                "DBT_LOG_LEVEL_FILE": "debug",
+                "DBT_LOG_FILE_MAX_BYTES": "0",
+            }
+            sides.append(lambda: once(build, **log))
+        once(build)  # parses, so that no measured build has to
+        with_exec, plain, *json_log = alternate(given.pairs, *sides)
     _report(given.models, with_exec, plain)
+    for found in json_log:
+        print(line("dbt alone with a JSON log", found))
+        cpu = statistics.median(a.cpu / b.cpu for a, b in zip(found, plain, strict=True))
+        print(f"its cpu ratio to plain dbt: {cpu:.3f}")
 
 
 def _report(models: int, with_exec: list[Measured], plain: list[Measured]) -> None:

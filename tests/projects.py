@@ -32,6 +32,7 @@ ARTIFACTS = FIXTURES.with_name("artifacts")
 NAMES = sorted(p.parent.name for p in FIXTURES.glob("*/expect.json"))
 DEMO = Path(dbt_recover.__file__).parent / "demo_project"
 REAL_DBT = Path(sys.executable).with_name("dbt")
+DBT_RECOVER = (sys.executable, "-m", "dbt_recover.cli")
 
 # What belongs to this machine or to a run, and not to a checkout.
 _LEFT_BEHIND = ("target", "logs", ".dbt-recover", "*.duckdb*", ".user.yml")
@@ -149,7 +150,7 @@ class Checkout:
 
     def recover(self, *words: object) -> Ran:
         """dbt-recover, in the project."""
-        return self.run(sys.executable, "-m", "dbt_recover.cli", *words)
+        return self.run(*DBT_RECOVER, *words)
 
     def plan(self, *words: object) -> list[str]:
         """unique_ids of `plan`, sorted."""
@@ -174,7 +175,9 @@ class Checkout:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     @contextmanager
-    def start(self, *words: object, tty: int | None = None) -> Iterator[Running]:
+    def start(
+        self, *words: object, tty: int | None = None, program: tuple[str, ...] = DBT_RECOVER
+    ) -> Iterator[Running]:
         """dbt-recover, left at work; with dbt itself on PATH, not the script that stands for it,
         so that signals reach who they would reach. On the terminal `tty`, if one is given."""
         environ = self._environment()
@@ -183,15 +186,15 @@ class Checkout:
         output.mkdir()
         with (output / "out").open("wb") as out, (output / "err").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dbt_recover.cli", *map(str, words)],
+                [*program, *map(str, words)],
                 cwd=self.root,
                 env=environ | {"PATH": real},
                 stdin=subprocess.DEVNULL if tty is None else tty,
                 stdout=out if tty is None else tty,
                 stderr=err if tty is None else tty,
                 start_new_session=True,
-                # Now without one, it makes the terminal its own.
-                preexec_fn=None if tty is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
+                # So that the kernel sends it SIGINT for a Ctrl-C; Python 3.11 has no word for it.
+                preexec_fn=None if tty is None else _own_terminal,  # noqa: PLW1509
             )
         running = Running(process, output)
         try:
@@ -393,7 +396,7 @@ def dbt_of(version: str) -> dict[str, str]:
 # DuckDB ends the cross join when dbt is interrupted; opening the pipe cannot be interrupted.
 _HOLD = """\
 {% macro hold(name) -%}
-  {%- set n = 1000000000 if env_var('HOLD', '') == name else 1 -%}
+  {%- set n = 1000000000 if name in env_var('HOLD', '').split(',') else 1 -%}
   (select min(x.range + y.range) from range({{ n }}) as x, range({{ n }}) as y)
 {%- endmacro %}
 {% macro wait(name) -%}
@@ -435,20 +438,22 @@ RELAY: Mapping[str, str] = {
     "seeds/raw.csv": "id,v\n1,10\n2,20\n3,30\n",
     "models/staging/stg.sql": relay_model("stg", "{{ ref('raw') }}", "tags='staging'"),
     "models/staging/late.sql": relay_model("late", "{{ ref('stg') }}", "tags='staging'"),
+    "models/staging/side.sql": relay_model("side", "{{ ref('stg') }}", "tags='staging'"),
     "models/marts/mart.sql": relay_model("mart", "{{ ref('late') }}", "tags='marts'"),
     "models/marts/top.sql": relay_model("top", "{{ ref('mart') }}", "tags='marts'"),
     "models/schema.yml": "version: 2\nmodels:\n"
-    "  - {name: stg, columns: [{name: id, tests: [not_null]}]}\n"
-    "  - {name: mart, columns: [{name: id, tests: [unique]}]}\n",
+    "  - {name: stg, columns: [{name: id, data_tests: [not_null]}]}\n"
+    "  - {name: mart, columns: [{name: id, data_tests: [unique]}]}\n",
 }
-"""raw -> stg -> late -> mart -> top, one at a time, with a test of stg and one of mart. A model
+"""raw -> stg -> late -> mart -> top and stg -> side, with a test of stg and one of mart. A model
 named by HOLD holds until dbt is interrupted or killed; one named by WAIT until somebody writes to
 the named pipe GATE; one named by FAIL fails."""
 
 RAW, STG, LATE = "seed.relay.raw", "model.relay.stg", "model.relay.late"
-MART, TOP = "model.relay.mart", "model.relay.top"
-STG_ID = "test.relay.not_null_stg_id.af7dc2c0b9"
-MART_ID = "test.relay.unique_mart_id.0000000000"
+MART, TOP, SIDE = "model.relay.mart", "model.relay.top", "model.relay.side"
+STG_ID = "test.relay.not_null_stg_id.b8516e7472"
+MART_ID = "test.relay.unique_mart_id.64fd3f9a60"
+RELAY_NODES = frozenset({RAW, STG, STG_ID, LATE, SIDE, MART, MART_ID, TOP})
 
 PATIENCE = 90.0
 """Seconds after which what should have happened is taken for missing."""
@@ -559,6 +564,10 @@ class Running:
             log.close()
 
 
+def _own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY)
+
+
 def node_event(line: bytes) -> tuple[str, str, str]:
     """(start or finish, unique_id, status) of a line of dbt's log; empty words if it has none."""
     if b'"NodeStart"' in line or b'"NodeFinished"' in line:
@@ -594,7 +603,7 @@ def _environ_of(pid: int) -> dict[str, str]:
         words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return {}
-    return dict(w.split("=", 1) for w in words if "=" in w)  # type: ignore[misc]  # two words each
+    return dict(w.split("=", 1) for w in words if "=" in w)
 
 
 def _lives(pid: int) -> bool:

@@ -376,7 +376,8 @@ def test_a_test_of_two_models_rebuilds_both() -> None:
     }
 
 
-def test_a_test_of_a_view_rebuilds_the_tables_it_shows() -> None:
+def test_a_test_of_a_view_is_about_the_view() -> None:
+    # As a test of a table is about the table, and not about what it reads.
     project = graph(
         node("model.a"),
         node("model.v", "model.a", materialized="view"),
@@ -384,7 +385,29 @@ def test_a_test_of_a_view_rebuilds_the_tables_it_shows() -> None:
     )
     words = {"model.a": "success", "model.v": "success", "test.v": "fail"}
     plan = make_plan(state(words), project, changes=SAME)
-    assert causes(plan) == {"model.a": "tested", "model.v": "tested", "test.v": "failed"}
+    assert causes(plan) == {"model.v": "tested", "test.v": "failed"}
+
+
+def test_a_test_of_an_ephemeral_is_about_what_that_reads() -> None:
+    project = graph(
+        node("model.a"),
+        node("model.e", "model.a", materialized="ephemeral"),
+        node("test.e", "model.e"),
+    )
+    plan = make_plan(state({"model.a": "success", "test.e": "fail"}), project, changes=SAME)
+    assert causes(plan) == {"model.a": "tested", "test.e": "failed"}
+
+
+def test_a_test_of_a_view_on_a_source_says_nothing_of_other_readers() -> None:
+    project = graph(
+        node("source.s"),
+        node("model.v", "source.s", materialized="view"),
+        node("model.other", "source.s"),
+        node("test.v", "model.v"),
+    )
+    words = {"model.v": "success", "model.other": "success", "test.v": "fail"}
+    plan = make_plan(state(words), project, changes=SAME)
+    assert causes(plan) == {"model.v": "tested", "test.v": "failed"}
 
 
 def test_a_test_without_its_model_in_the_run_runs_alone() -> None:
@@ -667,8 +690,7 @@ def test_only_the_failed_batches_run_again() -> None:
     (planned,) = plan.nodes
     assert (planned.cause, planned.action) == ("batches", "run_batches")
     assert planned.reason == "1 of 3 batches failed or are missing"
-    assert planned.batches_done == tuple((b[0], b[1]) for b in DAYS[:2])
-    assert planned.batches_failed == tuple((b[0], b[1]) for b in DAYS[2:])
+    assert planned.batches == tuple((b[0], b[1]) for b in DAYS[2:])
 
 
 def test_without_a_batch_that_is_done_the_model_runs_whole() -> None:
@@ -687,7 +709,9 @@ def test_batches_built_on_a_rebuilt_parent_are_stale_too() -> None:
     words: Words = {"model.a": "success", "test.a": "fail", "model.b": batches(DAYS[:2], DAYS[2:])}
     plan = make_plan(state(words), above_and(**MICROBATCH), changes=SAME)
     (planned,) = [n for n in plan.nodes if n.unique_id == "model.b"]
-    assert planned.action == "run"
+    assert (planned.cause, planned.action) == ("stale", "run")
+    # All that the run had, and not those of today.
+    assert planned.batches == tuple((b[0], b[1]) for b in DAYS)
 
 
 def test_a_full_refresh_runs_all_batches() -> None:

@@ -7,7 +7,7 @@ of a schema version it does not know. Schemas: https://schemas.getdbt.com/dbt/ru
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from .errors import DamagedError
 from .model import NodeResult
 
 NEWEST_RUN_RESULTS = 6
+
+_T = TypeVar("_T")
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -47,6 +49,10 @@ class _Result(msgspec.Struct, frozen=True):
     failures: int | None = None
     relation_name: str | None = None
     batch_results: _Batches | None = None
+
+
+class _Header(msgspec.Struct, frozen=True):
+    metadata: _Metadata
 
 
 class _RunResults(msgspec.Struct, frozen=True):
@@ -84,22 +90,9 @@ def read_run_results(data: bytes, name: str = "run_results.json") -> RunResults:
             hint="dbt was probably killed while writing it; archive runs with "
             "`dbt-recover exec -- dbt ...`, which does not depend on this file",
         )
-    try:
-        raw = msgspec.json.decode(data, type=_RunResults)
-    except msgspec.ValidationError as exc:
-        raise DamagedError(f"{name} does not look like dbt's run results: {exc}") from exc
-    except msgspec.DecodeError as exc:
-        raise DamagedError(
-            f"{name} is truncated or not JSON: {exc}",
-            hint="it may have been cut short by a kill or a full disk; it was not used",
-        ) from exc
-    number = schema_number(raw.metadata.dbt_schema_version)
-    if number is not None and number > NEWEST_RUN_RESULTS:
-        raise DamagedError(
-            f"{name} has schema run-results/v{number}, newer than this dbt-recover knows "
-            f"(v{NEWEST_RUN_RESULTS})",
-            hint="upgrade dbt-recover: pip install -U dbt-recover",
-        )
+    # The version first: a newer one may have any shape.
+    _check_schema(_decode(data, _Header, name).metadata.dbt_schema_version, name)
+    raw = _decode(data, _RunResults, name)
     results = {r.unique_id: _result(r) for r in raw.results}
     began = [r.started_at for r in results.values() if r.started_at]
     meta = raw.metadata
@@ -112,6 +105,30 @@ def read_run_results(data: bytes, name: str = "run_results.json") -> RunResults:
         results=results,
         elapsed=raw.elapsed_time or 0.0,
     )
+
+
+def _check_schema(url: str, name: str) -> None:
+    if url and "/run-results/" not in url:
+        raise DamagedError(f"{name} does not look like dbt's run results: its schema is {url}")
+    number = schema_number(url)
+    if number is not None and number > NEWEST_RUN_RESULTS:
+        raise DamagedError(
+            f"{name} has schema run-results/v{number}, newer than this dbt-recover knows "
+            f"(v{NEWEST_RUN_RESULTS})",
+            hint="upgrade dbt-recover: pip install -U dbt-recover",
+        )
+
+
+def _decode(data: bytes, type_: type[_T], name: str) -> _T:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except msgspec.ValidationError as exc:
+        raise DamagedError(f"{name} does not look like dbt's run results: {exc}") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise DamagedError(
+            f"{name} is truncated or not JSON: {exc}",
+            hint="it may have been cut short by a kill or a full disk; it was not used",
+        ) from exc
 
 
 def _result(raw: _Result) -> NodeResult:

@@ -208,6 +208,7 @@ class Group:
     invocation: Invocation
     """Whose vars, target and flags they run with."""
     nodes: tuple[PlannedNode, ...]
+    command: str = "build"
 
 
 def stages(plan: Plan, run: LoadedRun) -> list[Group]:
@@ -215,7 +216,7 @@ def stages(plan: Plan, run: LoadedRun) -> list[Group]:
     the same settings share a command, unless something of other settings lies between them."""
     settings = [_settings(i) for i in run.state.invocations]
     if len({settings[n.invocation] for n in plan.nodes}) == 1:
-        return [Group(run.state.invocations[plan.nodes[0].invocation], plan.nodes)]
+        return _split(Group(run.state.invocations[plan.nodes[0].invocation], plan.nodes), run.graph)
     level: dict[str, int] = {}
     groups: dict[tuple[int, str], list[PlannedNode]] = {}
     by_id = {n.unique_id: n for n in plan.nodes}
@@ -228,9 +229,31 @@ def stages(plan: Plan, run: LoadedRun) -> list[Group]:
         level[node.unique_id] = rank
         groups.setdefault((rank, own), []).append(node)
     return [
-        Group(run.state.invocations[nodes[0].invocation], tuple(nodes))
+        part
         for _, nodes in sorted(groups.items(), key=lambda item: item[0])
+        for part in _split(
+            Group(run.state.invocations[nodes[0].invocation], tuple(nodes)), run.graph
+        )
     ]
+
+
+def _split(group: Group, graph: Graph) -> list[Group]:
+    """`dbt build` runs a unit test only beside its model; alone it takes `dbt test`, which is
+    given the unit tests first: in a build they come before their models, too."""
+    planned = {n.unique_id for n in group.nodes}
+    alone = {
+        n.unique_id
+        for n in group.nodes
+        if n.resource_type == "unit_test"
+        and n.unique_id in graph.nodes
+        and planned.isdisjoint(graph.nodes[n.unique_id].tested)
+    }
+    if not alone:
+        return [group]
+    first = tuple(n for n in group.nodes if n.unique_id in alone)
+    rest = tuple(n for n in group.nodes if n.unique_id not in alone)
+    parts = [replace(group, nodes=first, command="test")]
+    return parts + ([replace(group, nodes=rest)] if rest else [])
 
 
 def _settings(invocation: Invocation) -> str:
@@ -271,7 +294,9 @@ def _run_group(
         (state / "run_results.json").write_bytes(_state_file(group, base))
         if strategy == "defer":
             write_manifest(where.archive, run, state)
-        command = _command(base, strategy, state)
+        command = _command(replace(base, command=group.command), strategy, state)
+        if group.command == "test":
+            command = command.without(_NOT_FOR_TESTS)
         return run_recorded(
             replace(where, environ=_environment(where.environ)),
             command.argv(),
@@ -286,7 +311,7 @@ def _strategy(wanted: str, group: Group) -> str:
     where single batches of a microbatch model have to run."""
     if wanted != "auto":
         return wanted
-    return "retry" if any(n.action == "run_batches" for n in group.nodes) else "select"
+    return "retry" if any(n.batches for n in group.nodes) else "select"
 
 
 def _command(base: DbtCommand, strategy: str, state: Path) -> DbtCommand:
@@ -298,6 +323,10 @@ def _command(base: DbtCommand, strategy: str, state: Path) -> DbtCommand:
     )
     return command.adding("--defer") if strategy == "defer" else command
 
+
+_NOT_FOR_TESTS = frozenset(
+    {"--full-refresh", "--empty", "--sample", "--event-time-start", "--event-time-end", "--show"}
+)
 
 _RETRY_FLAGS = frozenset(
     {"--profiles-dir", "--project-dir", "--profile", "--target", "--threads", "--vars", "--debug"}
@@ -317,17 +346,18 @@ def _state_file(group: Group, base: DbtCommand) -> bytes:
     results: list[dict[str, Any]] = []
     for node in group.nodes:
         entry: dict[str, Any] = {"unique_id": node.unique_id, "status": "error"}
-        if node.action == "run_batches":
+        if node.batches:
+            # dbt runs what is listed as failed, provided that anything is listed as successful.
             entry["batch_results"] = {
-                "successful": [list(b) for b in node.batches_done],
-                "failed": [list(b) for b in node.batches_failed],
+                "successful": [list(node.batches[0])],
+                "failed": [list(b) for b in node.batches],
             }
         results.append(entry)
     return synthesise_run_results(
         results,
         args={
-            "which": "build",
-            "command": "build",
+            "which": group.command,
+            "command": group.command,
             **{k: args[k] for k in _ARGS_OF_STATE if args.get(k) not in (None, "", {}, [])},
         },
         started_at=original.began,

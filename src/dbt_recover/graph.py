@@ -131,14 +131,20 @@ class Graph:
         known = wanted & self.nodes.keys()
         # Ancestors link members of the subset through nodes that are not in it.
         region = known | self.ancestors(known)
-        before = {uid: set(self.parents[uid]) for uid in sorted(region)}
+        before = {uid: list(self.parents[uid]) for uid in sorted(region)}
         for test in sorted(known) if tests_first else ():
             parents = self.parents[test]
+            if self.nodes[test].resource_type == "unit_test":
+                # It reads nothing in the warehouse; its model waits for it.
+                before[test] = []
+                for model in self.nodes[test].tested or parents[:1]:
+                    if model in before:
+                        before[model].append(test)
             # dbt lets nobody wait for a test of several models: it could wait for itself.
             if self.nodes[test].resource_type == "test" and len(parents) == 1:
                 for reader in self.children[parents[0]]:
                     if reader in before and self.nodes[reader].resource_type not in TESTS:
-                        before[reader].add(test)
+                        before[reader].append(test)
         order = TopologicalSorter(before).static_order()
         return [uid for uid in order if uid in known] + sorted(wanted - known)
 

@@ -22,6 +22,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
+from .errors import UsageError
+
 FORMAT_VERSION = 1
 MARKER = "archive.json"
 RUNS = "runs/"
@@ -35,16 +37,28 @@ SETTLED = "settled"
 """In an invocation's place in a listing: a word on the whole run, which no invocation said."""
 
 _MAX_ID = 120
+_HASH = re.compile(r"[0-9a-f]{16}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def encode_id(text: str) -> str:
-    """A run or step id as one path component; long ones keep their beginning and a hash."""
+    """A run or step id as one path component; long ones keep their beginning and a hash. What
+    `decode_id` gives back of a long one is encoded to the same. UsageError if it is no text."""
+    return _encode(text, _MAX_ID)
+
+
+def _encode(text: str, limit: int) -> str:
+    head, equals, tail = text.rpartition("=")
+    if equals and _HASH.fullmatch(tail) and len(_quote(head)) <= limit - len(tail) - 1:
+        return f"{_quote(head)}={tail}"
     quoted = _quote(text)
-    if len(quoted) <= _MAX_ID:
+    if len(quoted) <= limit:
         return quoted
     # '=' never comes out of quote(), so no other id can look like this.
-    return quoted[: _MAX_ID - 17] + "=" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    while len(_quote(text)) > limit - 17:
+        text = text[: min(len(text) - 1, limit)]
+    return f"{_quote(text)}={digest}"
 
 
 def decode_id(part: str) -> str:
@@ -173,22 +187,21 @@ class Summary:
             str(self.total),
             f"{self.seconds:.1f}",
             self.ended[:19].replace("-", "").replace(":", ""),
-            _short(self.command, 20),
-            _short(self.step, 60),
+            _encode(self.command, 30),
+            _encode(self.step, 60),
             self.scope,
-            _short(self.logical_date[:19], 40),
+            _encode(self.logical_date[:19], 40),
         )
         return place.records(invocation_id) + "~" + "~".join(fields)
 
 
 def _quote(text: str) -> str:
     # '~' separates our fields, and a leading dot would hide the file.
-    quoted = quote(text, safe="").replace("~", "%7E")
+    try:
+        quoted = quote(text, safe="").replace("~", "%7E")
+    except UnicodeEncodeError:
+        raise UsageError(f"not text that an id can hold: {text!r}") from None
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
-
-
-def _short(text: str, limit: int) -> str:
-    return re.sub(r"%[0-9A-F]?$", "", _quote(text)[:limit])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ not. A pure function: no I/O, no clock, no dbt. The rules are those of DESIGN.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from .blame import Blame
@@ -16,11 +16,12 @@ from .model import (
     SKIPPED,
     SUCCESSES,
     UNRECORDED,
+    NodeResult,
     NodeState,
     RunState,
 )
 from .reconcile import new_above, successors
-from .runstate import rebuilt_above, relations_read_by
+from .runstate import readers, rebuilt_above, tested_by
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,17 @@ class PlannedNode:
     """Its last status."""
     seconds: float | None = None
     """How long it took when it last succeeded in this run, where it did."""
-    batches_done: tuple[tuple[str, str], ...] = ()
-    batches_failed: tuple[tuple[str, str], ...] = ()
+    batches: tuple[tuple[str, str], ...] = ()
+    """Of a microbatch model: [start, end] of the batches to run; empty if dbt is to decide."""
+    some_batches: bool = False
+    """Whether these are fewer than the run had."""
     invocation: int = 0
     """Position of the invocation, in the run, whose vars and target it ran with."""
 
     @property
     def action(self) -> str:
         """run, test, or run_batches for the failed batches of a microbatch model."""
-        if self.batches_failed and self.batches_done:
+        if self.some_batches:
             return "run_batches"
         return "test" if self.resource_type in TESTS else "run"
 
@@ -196,11 +199,15 @@ def make_plan(
         else:
             left.append(LeftAlone(uid, "no longer in the project"))
     for uid in new_above(graph, today, chosen):
-        if _is_buildable(today, uid):
+        word = state.nodes.get(uid)
+        built = word is not None and word.result.status in SUCCESSES
+        if _is_buildable(today, uid) and not built:
             chosen[uid] = _Draft("edited", "new since the run, and what failed depends on it")
     origin = {new: old for old, new in replaced.items()}
     nodes = tuple(
-        _planned(uid, chosen[uid], state.nodes.get(origin.get(uid, uid)), today)
+        _planned(
+            uid, chosen[uid], state.nodes.get(origin.get(uid, uid)), today, policy.full_refresh
+        )
         for uid in today.order(chosen, tests_first=True)
     )
     return Plan(nodes, tuple(left), tuple(warnings), tuple(dropped), replaced)
@@ -269,16 +276,15 @@ def _tested_by_failed(drafts: dict[str, _Draft], graph: Graph, scope: set[str]) 
         node = graph.nodes.get(test)
         if node is None or node.resource_type != "test":
             continue
-        for parent in relations_read_by(graph, test):
-            if graph.nodes[parent].resource_type == "source":
-                targets = graph.children[parent]
-                reason = f"reads {name_of(graph, parent)}, whose test {name_of(graph, test)} failed"
-            else:
-                targets = [parent]
-                reason = f"its test {name_of(graph, test)} failed"
-            for uid in targets:
-                if uid in scope and uid not in drafts and _is_buildable(graph, uid):
-                    drafts[uid] = _Draft("tested", reason, (test,))
+        reason = f"its test {name_of(graph, test)} failed"
+        for parent in tested_by(graph, test):
+            if parent in scope and parent not in drafts and _is_buildable(graph, parent):
+                drafts[parent] = _Draft("tested", reason, (test,))
+            elif graph.nodes[parent].resource_type == "source":
+                of_source = f"reads {name_of(graph, parent)}, whose test {node.name} failed"
+                for uid in readers(graph, parent, scope):
+                    if uid not in drafts and _is_buildable(graph, uid):
+                        drafts[uid] = _Draft("tested", of_source, (test,))
 
 
 def _edited(
@@ -291,6 +297,14 @@ def _edited(
     """An edit above a failure is the fix: it has to be built before what failed."""
     above = graph.ancestors(drafts)
     for uid in sorted(changes.nodes):
+        if uid in above and graph.nodes[uid].materialized == "ephemeral":
+            # Nothing is built of it; its code is in what reads it.
+            for reader in readers(graph, uid, scope):
+                drafts.setdefault(
+                    reader,
+                    _Draft("stale", f"reads {name_of(graph, uid)}, which was edited", (uid,)),
+                )
+            continue
         if uid in drafts or uid not in scope:
             continue
         if uid in above and _is_buildable(graph, uid):
@@ -308,46 +322,39 @@ def _edited(
 def _closure(drafts: dict[str, _Draft], graph: Graph, scope: set[str], changes: Changes) -> None:
     """Rule 2: everything in scope that reads what is rebuilt, and its tests."""
     frontier = [u for u in drafts if _is_buildable(graph, u)]
-    seen: set[str] = set(frontier)
     while frontier:
         rebuilt = frontier.pop()
-        through = [(rebuilt, child) for child in graph.children.get(rebuilt, ())]
-        while through:
-            source, uid = through.pop()
-            node = graph.nodes[uid]
-            if node.resource_type == "unit_test":
-                # It reads no relation; only an edit can change its outcome.
-                if uid in scope and uid not in drafts and source in changes.nodes:
-                    drafts[uid] = _stale(graph, uid, source)
+        for uid in readers(graph, rebuilt, scope):
+            if uid in drafts:
+                if drafts[uid].cause == "batches":
+                    # Its other batches were built on rows that are replaced now.
+                    drafts[uid] = _stale(graph, uid, rebuilt)
                 continue
-            if node.resource_type in TESTS:
-                if uid in scope and uid not in drafts:
-                    drafts[uid] = _stale(graph, uid, source)
+            # A unit test reads no relation; only an edit can change its outcome.
+            if graph.nodes[uid].resource_type == "unit_test" and rebuilt not in changes.nodes:
                 continue
-            if uid in seen:
-                continue
-            if uid in scope and _is_buildable(graph, uid):
-                seen.add(uid)
-                if uid not in drafts:
-                    drafts[uid] = _stale(graph, uid, source)
+            drafts[uid] = _stale(graph, uid, rebuilt)
+            if _is_buildable(graph, uid):
                 frontier.append(uid)
-            elif node.materialized in ("ephemeral", "view"):
-                # Not built by this run, and still what is below reads the new rows through it.
-                seen.add(uid)
-                through.extend((source, child) for child in graph.children[uid])
 
 
 def _is_buildable(graph: Graph, uid: str) -> bool:
     node = graph.nodes.get(uid)
     if node is None:
         return uid.split(".", 1)[0] in BUILDABLE
-    return node.resource_type in BUILDABLE and node.materialized != "ephemeral"
+    # A function (UDF, dbt 1.11) holds no rows, but what calls it has to be built after it.
+    return node.resource_type in BUILDABLE | {"function"} and node.materialized != "ephemeral"
 
 
 def _drift(
     drafts: dict[str, _Draft], changes: Changes, graph: Graph, policy: Policy
 ) -> list[PlanWarning]:
-    outside = sorted(u for u in changes.nodes if u not in drafts)
+    above = graph.ancestors(drafts)
+    outside = sorted(
+        u
+        for u in changes.nodes
+        if u not in drafts and not (u in above and graph.nodes[u].materialized == "ephemeral")
+    )
     if not outside or not drafts:
         return []
     names = ", ".join(name_of(graph, u) for u in outside[:5])
@@ -442,10 +449,13 @@ def _narrow(drafts: dict[str, _Draft], policy: Policy) -> tuple[dict[str, _Draft
     return chosen, sorted(drafts.keys() - chosen.keys())
 
 
-def _planned(uid: str, draft: _Draft, state: NodeState | None, graph: Graph) -> PlannedNode:
+def _planned(
+    uid: str, draft: _Draft, state: NodeState | None, graph: Graph, full_refresh: bool
+) -> PlannedNode:
     node = graph.nodes.get(uid)
     result = state.result if state else None
     succeeded = result is not None and result.status in SUCCESSES
+    batches = _batches(draft, result) if result is not None and not full_refresh else ()
     return PlannedNode(
         unique_id=uid,
         cause=draft.cause,
@@ -454,11 +464,22 @@ def _planned(uid: str, draft: _Draft, state: NodeState | None, graph: Graph) -> 
         resource_type=node.resource_type if node else uid.split(".", 1)[0],
         status=result.status if result else "",
         seconds=result.execution_time if result and succeeded else None,
-        batches_done=_spans(result.batches_done if result and draft.cause == "batches" else ()),
-        batches_failed=_spans(result.batches_failed if result and draft.cause == "batches" else ()),
+        batches=batches,
+        some_batches=bool(batches) and result is not None and len(batches) < _batch_count(result),
         invocation=state.index if state else 0,
     )
 
 
-def _spans(batches: Iterable[list[str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((b[0], b[1]) for b in batches if len(b) == 2)
+def _batches(draft: _Draft, result: NodeResult) -> tuple[tuple[str, str], ...]:
+    """The failed and missing batches; all that the run had where their parent is rebuilt: left to
+    itself dbt would choose those of today."""
+    if not result.batches_done:
+        return ()
+    spans = result.batches_failed
+    if draft.cause != "batches":
+        spans = sorted([*result.batches_done, *result.batches_failed])
+    return tuple((b[0], b[1]) for b in spans if len(b) == 2)
+
+
+def _batch_count(result: NodeResult) -> int:
+    return len(result.batches_done) + len(result.batches_failed)

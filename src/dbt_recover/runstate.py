@@ -7,7 +7,7 @@ leave an older success standing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -108,6 +108,15 @@ def rebuilt_above(state: RunState, graph: Graph) -> dict[str, str]:
 def relations_read_by(graph: Graph, uid: str) -> list[str]:
     """Parents whose rows the node reads, looking through ephemeral models and views: themselves
     in the list (views), as well as what they read."""
+    return _upwards(graph, uid, ("ephemeral", "view"))
+
+
+def tested_by(graph: Graph, test: str) -> list[str]:
+    """The relations that a test is about: its parents, and what ephemeral ones among them read."""
+    return _upwards(graph, test, ("ephemeral",))
+
+
+def _upwards(graph: Graph, uid: str, through: tuple[str, ...]) -> list[str]:
     seen: set[str] = set()
     found: list[str] = []
     stack = list(graph.parents.get(uid, ()))
@@ -119,9 +128,25 @@ def relations_read_by(graph: Graph, uid: str) -> list[str]:
         node = graph.nodes[parent]
         if node.materialized != "ephemeral":
             found.append(parent)
-        if node.materialized in ("ephemeral", "view"):
+        if node.materialized in through:
             stack.extend(graph.parents[parent])
     return found
+
+
+def readers(graph: Graph, uid: str, scope: set[str]) -> Iterator[str]:
+    """Nodes of the scope, tests too, that read the node's rows: its children, and what reads them
+    through ephemeral models and through views that are not in the scope."""
+    seen: set[str] = set()
+    stack = list(graph.children.get(uid, ()))
+    while stack:
+        child = stack.pop()
+        if child in seen:
+            continue
+        seen.add(child)
+        if child in scope:
+            yield child
+        elif graph.nodes[child].materialized in ("ephemeral", "view"):
+            stack.extend(graph.children[child])
 
 
 def describe(state: RunState) -> str:

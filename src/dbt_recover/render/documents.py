@@ -120,7 +120,7 @@ def plan(made: Plan, state: RunState) -> dict[str, Any]:
                 "resource_type": n.resource_type,
                 "status": n.status or None,
                 "seconds": n.seconds,
-                "batches": [list(b) for b in n.batches_failed],
+                "batches": [list(b) for b in n.batches],
             }
             for n in made.nodes
         ],

@@ -1,0 +1,46 @@
+"""The benchmarks run, small, and check what they measure. Nothing is asserted on time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name: str, *arguments: str) -> str:
+    """What a benchmark prints."""
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_startup() -> None:
+    assert "--help takes" in run("startup", "--runs", "1")
+
+
+def test_plan_of_a_large_manifest() -> None:
+    text = run("plan", "--manifest-mb", "1", "--runs", "1")
+    assert "manifest.json of 1 MB" in text
+    assert "memory of plan" in text
+
+
+@pytest.mark.slow
+def test_plan_has_what_dbt_lists() -> None:
+    text = run("plan", "--models", "20", "--runs", "1")
+    assert "the plan has them all" in text
+    assert "times faster" in text
+
+
+@pytest.mark.slow
+def test_exec_overhead() -> None:
+    text = run("exec_overhead", "--models", "5", "--pairs", "1", "--json-log")
+    assert "memory of the recorder" in text

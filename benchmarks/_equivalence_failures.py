@@ -42,10 +42,8 @@ class Failure:
     """Of the dbt command."""
     kill: Kill | None = None
     """How the run is ended."""
-    kill_step: int = 0
-    """Of a pipeline: in which step."""
-    stop_before: int | None = None
-    """Of a pipeline: the step before which everything ended."""
+    between_steps: bool = False
+    """Of a pipeline: whether everything ends between two steps, with nothing failed."""
     lost_disk: bool = False
     retry_kill: Kill | None = None
     """How the first try to recover is ended."""
@@ -82,8 +80,21 @@ def executes(project: Project, scope: Scope, test: Test) -> bool:
         return f"unit_test.{NAME}.{test.node}.{test.name}" in scope
     if test.kind in ("singular", "pair"):
         return f"test.{NAME}.{test.name}" in scope
-    word = f".{test.kind}_{'source_' if project.nodes[test.node].kind == 'source' else ''}"
-    return any(u.startswith(f"test.{NAME}{word}") and f"_{test.node}_" in u for u in scope)
+    word = f"{'source_' if project.nodes[test.node].kind == 'source' else ''}{test.kind}_"
+    return any(u.startswith(f"test.{NAME}.{word}") and f"_{test.node}_" in u for u in scope)
+
+
+def presumed(project: Project) -> set[str]:
+    """About what a `dbt build` executes, for a first look."""
+    found = {n.unique_id for n in project.nodes.values() if n.relation}
+    for test in project.tests:
+        word = "source_" if project.nodes[test.node].kind == "source" else ""
+        found |= {
+            f"test.{NAME}.{test.name}",
+            f"unit_test.{NAME}.{test.node}.{test.name}",
+            f"test.{NAME}.{word}{test.kind}_{test.node}_",
+        }
+    return found
 
 
 # ---- faults ----------------------------------------------------------------------------------
@@ -259,9 +270,10 @@ def source_far(rng: random.Random, project: Project, scope: Scope) -> Failure:
 
 def failing_hook(rng: random.Random, project: Project, scope: Scope) -> Failure:
     """on-run-start fails: mended in dbt_project.yml, or by making the table that it reads."""
+    then = "holding all up" if project.skips_after_hook else "and dbt goes on"
     if rng.random() < 0.5:
-        return Failure("on-run-start writes into a table that is not there", {"hook:text": ""})
-    return Failure("on-run-start reads a table that is not there yet", always={"hook:needs": ""},
+        return Failure(f"on-run-start writes into a missing table, {then}", {"hook:text": ""})
+    return Failure(f"on-run-start reads a missing table, {then}", always={"hook:needs": ""},
                    defects={"hook:table": ""})
 
 
@@ -366,7 +378,7 @@ def _layered(rng: random.Random, project: Project, scope: Scope) -> Failure:
         wrong_logic,
         transient,
         bad_seed,
-        lambda r, p, s: Failure("everything stops between two steps", stop_before=-1),
+        lambda r, p, s: Failure("everything stops between two steps", between_steps=True),
         _killed(rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL))),
     )(rng, project, scope)
 

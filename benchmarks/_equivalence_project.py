@@ -98,6 +98,8 @@ class Project:
     tests: list[Test]
     threads: int
     layers: int
+    skips_after_hook: bool = False
+    """Whether a failing on-run-start holds up everything else."""
     exposures: list[str] = field(default_factory=list)
     disabled: list[Node] = field(default_factory=list)
     data: dict[str, dict[int, tuple[int, str]]] = field(default_factory=dict)
@@ -186,9 +188,12 @@ class Project:
 # ---- drawing ---------------------------------------------------------------------------------
 
 
-def draw(rng: random.Random, size: int, *, calm: bool) -> Project:
+def draw(
+    rng: random.Random, size: int, *, calm: bool, pipeline: bool = False
+) -> Project:
     """A project with about `size` nodes, tests among them. `calm`: without nodes that can write
-    the same rows twice (appends, snapshots, incrementals that look at what they hold)."""
+    the same rows twice (appends, snapshots, incrementals that look at what they hold). `pipeline`:
+    for a run in layers, where nothing reads a snapshot."""
     wide = rng.random() < 0.5
     layers = rng.randint(2, 3) if wide else rng.randint(3, 5)
     project = Project({}, [], threads=rng.choice((1, 4)), layers=layers)
@@ -208,10 +213,11 @@ def draw(rng: random.Random, size: int, *, calm: bool) -> Project:
             of = rng.choice(fit)
             node = Node(f"snap{number}", "snapshot", min(of.layer + 1, layers - 1), (of.name,))
             project.nodes[node.name] = node
-            if rng.random() < 0.6:
+            if not pipeline and rng.random() < 0.6:
                 _draw_model(rng, project, f"s{number}", layers - 1, calm=calm, parent=node.name)
     _draw_tests(rng, project, max(3, int(size * 0.35)))
     marts = [n.name for n in project.of("model") if not project.children(n.name)]
+    project.skips_after_hook = rng.random() < 0.5
     project.exposures = rng.sample(marts, min(len(marts), rng.randint(0, 2)))
     project.disabled = [
         Node(f"off{number}", "model", rng.randrange(layers)) for number in range(rng.randint(0, 2))
@@ -368,6 +374,7 @@ def _common(project: Project, defects: Mapping[str, str]) -> Iterator[tuple[str,
                 "version": "1.0",
                 "profile": NAME,
                 "vars": {"run_day": 5},
+                "flags": {"skip_nodes_if_on_run_start_fails": project.skips_after_hook},
                 "on-run-start": hooks,
                 "on-run-end": ["create or replace table main.hook_end as select 1 as n"],
                 "models": {NAME: {f"l{n}": {"+tags": [f"l{n}"]} for n in range(project.layers)}},

@@ -14,13 +14,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+
+from _equivalence_warm import CLIENT
 
 BIN = Path(sys.executable).parent
 
@@ -98,20 +100,45 @@ class Kill:
         return f"{name} while {self.slow} was at work, {when}"
 
 
+@contextmanager
+def warm_dbt(home: Path) -> Iterator[Path]:
+    """An executable that is dbt, without the time that its imports take (see _equivalence_warm)."""
+    address = str(home / "dbt.socket")
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("_equivalence_warm.py")), address],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    client = home / "warm-dbt"
+    client.write_text(CLIENT.format(python=sys.executable, address=address))
+    client.chmod(0o755)
+    try:
+        while not Path(address).exists():
+            if server.poll() is not None:
+                raise Stuck("dbt could not be loaded")
+            time.sleep(0.05)
+        yield client
+    finally:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait()
+
+
 class Room:
     """A directory `here` in which everything happens, and copies of it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, dbt: Path | None = None) -> None:
         self.home = home
+        self.real_dbt = dbt or BIN / "dbt"
         self.here = home / "here"
         self.project = self.here / "project"
         self.database = self.here / "warehouse.duckdb"
         self.archive = self.here / "archive"
         self.calls = self.here / "calls"
         (home / "bin").mkdir(parents=True)
-        dbt = home / "bin" / "dbt"
-        dbt.write_text(_DBT)
-        dbt.chmod(0o755)
+        script = home / "bin" / "dbt"
+        script.write_text(_DBT)
+        script.chmod(0o755)
         for directory in (self.project, self.calls):
             directory.mkdir(parents=True)
 
@@ -132,10 +159,21 @@ class Room:
     def sql(self, *statements: str) -> list[Any]:
         """Ask the warehouse; the rows of the last statement."""
         rows: list[Any] = []
-        with duckdb.connect(str(self.database)) as connection:
+        with self._connect() as connection:
             for statement in statements:
                 rows = connection.execute(statement).fetchall()
         return rows
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return duckdb.connect(str(self.database))
+            except duckdb.IOException:
+                # A dbt that was killed a moment ago.
+                if time.monotonic() > deadline:
+                    raise Stuck("a dbt that was killed lives on") from None
+                time.sleep(0.1)
 
     def save(self, name: str) -> None:
         """Keep a copy of everything as it is."""
@@ -157,7 +195,7 @@ class Room:
 
         Of snapshots without dbt's columns, but with whether a row is the valid one.
         """
-        with duckdb.connect(str(self.database)) as connection:
+        with self._connect() as connection:
             views = dict(
                 connection.execute(
                     "select schema_name || '.' || view_name, sql from duckdb_views()"
@@ -180,7 +218,7 @@ class Room:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         return kept | {
             "PATH": f"{self.home / 'bin'}{os.pathsep}{BIN}{os.pathsep}{kept.get('PATH', os.defpath)}",
-            "EQ_REAL_DBT": str(BIN / "dbt"),
+            "EQ_REAL_DBT": str(self.real_dbt),
             "EQ_CALLS": str(self.calls),
             "EQ_DATABASE": str(self.database),
             "DBT_RECOVER_ARCHIVE": str(self.archive),

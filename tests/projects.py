@@ -396,8 +396,8 @@ def dbt_of(version: str) -> dict[str, str]:
 # DuckDB ends the cross join when dbt is interrupted; opening the pipe cannot be interrupted.
 _HOLD = """\
 {% macro hold(name) -%}
-  {%- set n = 1000000000 if name in env_var('HOLD', '').split(',') else 1 -%}
-  (select min(x.range + y.range) from range({{ n }}) as x, range({{ n }}) as y)
+  {%- set n = 100000 if name in env_var('HOLD', '').split(',') else 1 -%}
+  (select min(x.range + y.range) from range({{ n }}) as x, range({{ n }}) as y, range({{ n }}) as z)
 {%- endmacro %}
 {% macro wait(name) -%}
   {%- if env_var('WAIT', '') == name -%}

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover.artifacts import read_run_results, schema_number, synthesise_run_results
@@ -19,6 +19,9 @@ from dbt_recover.errors import DamagedError
 from dbt_recover.graph import GRAPH_VERSION, Graph, Node
 from dbt_recover.manifest import decode_graph, encode_graph, read_graph, read_manifest
 from dbt_recover.model import FAILURES, SKIPPED, SUCCESSES
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine at work elsewhere is no failure."""
 
 FIXTURES = Path(__file__).parent / "fixtures" / "artifacts"
 URL = "https://schemas.getdbt.com/dbt"
@@ -232,6 +235,7 @@ READERS: list[tuple[str, Callable[[bytes], object]]] = [
 
 
 @pytest.mark.parametrize("file, read", READERS)
+@untimed
 @given(at=st.integers(0, 30_000), new=st.binary(min_size=1, max_size=3))
 def test_altered_bytes_are_read_or_refused(
     file: str, read: Callable[[bytes], object], at: int, new: bytes
@@ -250,6 +254,7 @@ names = st.text(min_size=1, max_size=20).map("model.shop.".__add__)
 spans = st.lists(st.lists(st.text(max_size=10), min_size=2, max_size=2), max_size=3)
 
 
+@untimed
 @given(
     statuses=st.dictionaries(names, st.sampled_from(["error", "skipped", "success"])),
     batches=st.none() | st.fixed_dictionaries({"successful": spans, "failed": spans}),
@@ -426,6 +431,7 @@ graphs = st.builds(
 )
 
 
+@untimed
 @given(graph=graphs)
 def test_a_graph_comes_back(graph: Graph) -> None:
     again = decode_graph(encode_graph(graph))

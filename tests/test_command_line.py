@@ -4,12 +4,11 @@ restored for another day and another machine.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover.command_line import (
@@ -23,6 +22,9 @@ from dbt_recover.command_line import (
 from dbt_recover.errors import UsageError
 from dbt_recover.model import Invocation, RunInfo
 from dbt_recover.restore import Overrides, restored
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine at work elsewhere is no failure."""
 
 
 def parse(line: str) -> DbtCommand:
@@ -87,6 +89,7 @@ launchers = st.sampled_from(
 )
 
 
+@untimed
 @given(
     launchers,
     st.sampled_from(["build", "run", "test", "seed", "snapshot", "retry"]),
@@ -106,6 +109,7 @@ def test_put_together_it_is_the_same_command(
     assert sorted(again.argv()) == sorted(words)
 
 
+@untimed
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=8))
 def test_whatever_the_words_none_is_lost(words: list[str]) -> None:
     command = DbtCommand.parse(words)
@@ -296,6 +300,7 @@ def test_scrub_hides_the_longest_secret_first() -> None:
     )
 
 
+@untimed
 @given(
     st.lists(st.text(alphabet="abcd", min_size=1, max_size=4), max_size=4),
     st.text(alphabet="abcd ", max_size=30),
@@ -328,7 +333,7 @@ def restored_words(
 def restored_vars(made: Invocation, overrides: Overrides | None = None) -> object:
     """Its --vars."""
     text = restored(made, overrides or Overrides()).value("--vars")
-    return None if text is None else json.loads(text)
+    return None if text is None else parse_vars(text)
 
 
 def test_what_was_selected_is_dropped() -> None:
@@ -481,6 +486,7 @@ def test_a_sample_is_that_of_the_run() -> None:
     assert parse_vars(text) == window
 
 
+@untimed
 @given(
     variables=st.dictionaries(
         st.text(max_size=8),

@@ -22,6 +22,7 @@ import pytest
 from dbt_recover import cli, config, errors, journal, layout, lease, manifest, model, records
 from dbt_recover.carry_out import Retried
 from dbt_recover.config import check_names, read_file
+from dbt_recover.context import Identity
 from dbt_recover.graph import Graph, Node
 from dbt_recover.model import (
     Invocation,
@@ -305,6 +306,26 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
     assert "from-flag" in asked("--archive", "from-flag", DBT_RECOVER_ARCHIVE="from-environment")
 
 
+def test_airflow_variables_are_those_that_are_read() -> None:
+    table = table_after(
+        (DOCS / "configuration.md").read_text("utf-8"), "Environment that is not an option"
+    )
+    named = [name for row in table for name in row[0].split(", ") if name.startswith("AIRFLOW")]
+    values = {
+        "AIRFLOW_CTX_DAG_ID": "analytics",
+        "AIRFLOW_CTX_DAG_RUN_ID": "scheduled__2026-01-31T06:00:00+00:00",
+        "AIRFLOW_CTX_TASK_ID": "run_staging",
+        "AIRFLOW_CTX_TRY_NUMBER": "2",
+        "AIRFLOW_CTX_LOGICAL_DATE": "2026-01-31",
+        "AIRFLOW_CTX_EXECUTION_DATE": "2026-01-31",
+    }
+    assert set(named) == values.keys()
+    identity = Identity.of(values)
+    run_id = next(row[1] for row in table if "DAG_RUN_ID" in row[0]).split(": ")[1]
+    assert (identity.run_id, identity.step, identity.tries) == (run_id, "run_staging", 2)
+    assert identity.logical_date == "2026-01-31"
+
+
 # How it decides
 
 
@@ -518,6 +539,7 @@ def test_keys_of_the_archive_are_those_of_the_layout() -> None:
         place.segment(":", 1).replace(layout.encode_id(":"), "<invocation>"),
         place.heartbeat(":").replace(layout.encode_id(":"), "<invocation>"),
         place.lease,
+        place.pruned,
         layout.LATEST,
         *(
             place.data(":", f"{name}.zst").replace(layout.encode_id(":"), "<invocation>")

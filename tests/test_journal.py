@@ -16,12 +16,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover.artifacts import read_run_results
 from dbt_recover.journal import Journal, Record, fold, parse_event
 from dbt_recover.model import NodeResult
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine at work elsewhere is no failure."""
 
 EVENTS = Path(__file__).parent / "fixtures" / "events"
 PLAIN = "one_failure_one_failed_test"
@@ -249,6 +252,7 @@ def interleavings(lines: Sequence[Line]) -> st.SearchStrategy[list[Line]]:
     )
 
 
+@untimed
 @given(data=st.data(), name=st.sampled_from([PLAIN, MICROBATCH]))
 def test_reordered_across_threads_and_cut(data: st.DataObject, name: str) -> None:
     recorded = stream(name)
@@ -260,6 +264,7 @@ def test_reordered_across_threads_and_cut(data: st.DataObject, name: str) -> Non
             assert folded(recorded, seen).results[uid].status == recorded.results[uid].status
 
 
+@untimed
 @given(data=st.data(), name=st.sampled_from([PLAIN, MICROBATCH]))
 def test_neither_order_nor_repetition_matters(data: st.DataObject, name: str) -> None:
     recorded = stream(name)
@@ -269,6 +274,7 @@ def test_neither_order_nor_repetition_matters(data: st.DataObject, name: str) ->
     assert folded(recorded, disorder) == folded(recorded, kept)
 
 
+@untimed
 @given(data=st.data(), name=st.sampled_from([PLAIN, MICROBATCH]))
 def test_rotated_into_files_that_are_read_in_any_order(data: st.DataObject, name: str) -> None:
     recorded = stream(name)
@@ -279,6 +285,7 @@ def test_rotated_into_files_that_are_read_in_any_order(data: st.DataObject, name
     assert folded(recorded, lines) == folded(recorded, recorded.lines)
 
 
+@untimed
 @given(data=st.data(), name=st.sampled_from([PLAIN, MICROBATCH]))
 def test_rotated_in_the_middle_of_a_line(data: st.DataObject, name: str) -> None:
     recorded = stream(name)
@@ -348,6 +355,7 @@ def test_an_odd_line_says_nothing(raw: bytes) -> None:
     assert parse_event(raw) is None
 
 
+@untimed
 @given(raw=st.binary(), at=st.integers(0, 10_000), name=st.sampled_from([PLAIN, MICROBATCH]))
 def test_a_damaged_line_raises_nothing(raw: bytes, at: int, name: str) -> None:
     for line in stream(name).lines[:20]:
@@ -425,6 +433,7 @@ def _label(size: str, iso: str) -> str:
     return datetime.fromisoformat(iso).strftime(LABELS[size])
 
 
+@untimed
 @given(
     size=st.sampled_from(sorted(LABELS)),
     moment=st.datetimes(datetime(1990, 1, 1), datetime(2090, 1, 1)),  # noqa: DTZ001 # hypothesis wants them naive

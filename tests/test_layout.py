@@ -7,13 +7,16 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover import layout
 from dbt_recover.errors import UsageError
 from dbt_recover.layout import Listed, RunPlace, Summary, parse_record_key
 from dbt_recover.storage.base import check_key, is_key
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine at work elsewhere is no failure."""
 
 BEGAN = "2026-01-31T06:00:01.123456Z"
 INVOCATION = "54f133f5-87a4-45c4-be76-ed2dede460dd"
@@ -88,6 +91,7 @@ SUMMARY = Summary(
 # ---- ids ---------------------------------------------------------------------------------------
 
 
+@untimed
 @given(run_id=short_ids)
 def test_an_id_comes_back(run_id: str) -> None:
     assert layout.decode_id(layout.encode_id(run_id)) == run_id
@@ -103,6 +107,7 @@ def test_a_place_leads_back_to_itself(run_id: str) -> None:
     assert layout.run_pointer(place.run_id) == layout.run_pointer(run_id)
 
 
+@untimed
 @given(run_id=ids, other=ids)
 @example("a~b", "a%7Eb")
 @example(".", "%2E")
@@ -118,6 +123,7 @@ def test_a_long_id_looks_like_no_short_one() -> None:
     assert "=" not in layout.encode_id("a=b")
 
 
+@untimed
 @given(run_id=ids)
 def test_an_id_is_one_component_that_hides_nothing(run_id: str) -> None:
     part = layout.encode_id(run_id)
@@ -126,6 +132,7 @@ def test_an_id_is_one_component_that_hides_nothing(run_id: str) -> None:
     assert not part.startswith(".")
 
 
+@untimed
 @given(run_id=short_ids, cut=st.integers(0, 80))
 def test_a_beginning_lists_the_run(run_id: str, cut: int) -> None:
     prefix = layout.run_pointer_prefix(run_id[:cut])
@@ -141,6 +148,7 @@ def test_bytes_that_are_no_text_are_a_usage_error() -> None:
 # ---- keys --------------------------------------------------------------------------------------
 
 
+@untimed
 @given(run_id=ids, invocation_id=ids, step=st.text(), command=st.text())
 def test_every_key_can_be_held_by_every_store(
     run_id: str, invocation_id: str, step: str, command: str
@@ -155,6 +163,7 @@ def _summary(step: str, command: str, logical_date: str) -> Summary:
     return Summary(1, "ok", 0, 1, 0.0, "", command, step, "run", logical_date)
 
 
+@untimed
 @given(run_id=ids, invocation_id=ids)
 def test_no_two_keys_of_an_invocation_are_the_same(run_id: str, invocation_id: str) -> None:
     keys = all_keys(RunPlace.of(run_id, BEGAN), invocation_id)
@@ -188,6 +197,7 @@ def test_segments_are_listed_in_their_order() -> None:
     assert all(k.startswith(place.segments("i")) for k in keys)
 
 
+@untimed
 @given(a=short_ids, b=short_ids)
 def test_no_run_is_listed_with_another(a: str, b: str) -> None:
     ours, theirs = RunPlace.of(a, BEGAN), RunPlace.of(b, BEGAN)
@@ -198,6 +208,7 @@ def test_no_run_is_listed_with_another(a: str, b: str) -> None:
 # ---- taking apart ------------------------------------------------------------------------------
 
 
+@untimed
 @given(run_id=short_ids, invocation_id=short_ids)
 def test_records_come_back(run_id: str, invocation_id: str) -> None:
     place = RunPlace.of(run_id, BEGAN)
@@ -215,6 +226,7 @@ stamps = st.one_of(
 )
 
 
+@untimed
 @given(
     run_id=ids,
     summary=st.builds(
@@ -237,6 +249,7 @@ def test_a_summary_comes_back(run_id: str, summary: Summary) -> None:
     assert listed == Listed(place, INVOCATION, "summary", summary)
 
 
+@untimed
 @given(step=st.text(max_size=300))
 def test_any_step_is_listed(step: str) -> None:
     listed = parse_record_key(_summary(step, "build", "").key(RunPlace.of("r", BEGAN), "i"))
@@ -298,11 +311,13 @@ def test_a_foreign_key_says_nothing(key: str) -> None:
     assert parse_record_key(key) is None
 
 
+@untimed
 @given(key=st.one_of(st.text(), st.text().map("runs/2026-01-31/060001~r/i/".__add__)))
 def test_no_key_raises(key: str) -> None:
     parse_record_key(key)
 
 
+@untimed
 @given(fields=st.lists(st.text(alphabet="0123456789.-eE_+nafi%7~T", max_size=8), max_size=14))
 def test_no_summary_raises(fields: list[str]) -> None:
     parse_record_key("runs/2026-01-31/060001~r/i/~" + "~".join(fields))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover.graph import BUILDABLE, TESTS, Graph, Node
@@ -28,6 +28,9 @@ from dbt_recover.model import (
 from dbt_recover.plan import Changes, Plan, Policy, idempotent, make_plan
 from dbt_recover.reconcile import new_above, successors
 from dbt_recover.runstate import merge, rebuilt_above, relations_read_by
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine at work elsewhere is no failure."""
 
 RUN = RunInfo("daily/1", "2026-01-31T06:00:00Z")
 Words: TypeAlias = Mapping[str, str | NodeResult]
@@ -1068,6 +1071,7 @@ def edited(project: Graph, numbers: Iterable[int]) -> Changes:
     return Changes(frozenset(uids[n] for n in numbers if n < len(uids)))
 
 
+@untimed
 @given(runs(), policies, edits)
 def test_the_plan_stays_within_the_run(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, numbers: set[int]
@@ -1079,6 +1083,7 @@ def test_the_plan_stays_within_the_run(
     assert len(set(plan.ids)) == len(plan.ids)
 
 
+@untimed
 @given(runs(), policies, edits)
 def test_the_plan_has_all_that_did_not_succeed(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, numbers: set[int]
@@ -1094,6 +1099,7 @@ def test_the_plan_has_all_that_did_not_succeed(
     assert missing <= set(plan.ids)
 
 
+@untimed
 @given(runs(), policies, edits)
 def test_the_plan_has_all_that_reads_what_it_rebuilds(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, numbers: set[int]
@@ -1108,13 +1114,15 @@ def test_the_plan_has_all_that_reads_what_it_rebuilds(
             assert uid in planned or not read, f"{uid} reads {read}"
 
 
+@untimed
 @given(runs(), policies, edits)
 def test_no_success_runs_again_without_a_reason(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, numbers: set[int]
 ) -> None:
     project, attempts = run
     merged = state(*attempts)
-    plan = make_plan(merged, project, policy, edited(project, numbers))
+    changes = edited(project, numbers)
+    plan = make_plan(merged, project, policy, changes)
     planned = set(plan.ids)
     rebuilt_before = rebuilt_above(merged, project)
     for n in plan.nodes:
@@ -1126,9 +1134,11 @@ def test_no_success_runs_again_without_a_reason(
             assert planned.issuperset(n.because)
         else:
             assert n.cause in ("stale", "test_of_rebuilt")
-            assert planned.issuperset(n.because) or n.unique_id in rebuilt_before
+            built_on = planned | changes.nodes
+            assert built_on.issuperset(n.because) or n.unique_id in rebuilt_before
 
 
+@untimed
 @given(runs(), policies, edits)
 def test_carried_out_well_it_leaves_nothing_to_do(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, numbers: set[int]
@@ -1140,6 +1150,7 @@ def test_carried_out_well_it_leaves_nothing_to_do(
     assert again.nodes == ()
 
 
+@untimed
 @given(runs(), policies)
 def test_carried_out_half_the_rest_remains(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy
@@ -1153,6 +1164,7 @@ def test_carried_out_half_the_rest_remains(
     assert set(second.ids) == set(first.ids[half:])
 
 
+@untimed
 @given(projects(), st.integers(1, 3), policies, edits)
 def test_a_run_of_successes_has_an_empty_plan(
     project: Graph, attempts: int, policy: Policy, numbers: set[int]
@@ -1167,6 +1179,7 @@ def test_a_run_of_successes_has_an_empty_plan(
         assert make_plan(merged, project, policy, edited(project, numbers)) == Plan(())
 
 
+@untimed
 @given(runs(), policies, edits, st.randoms(use_true_random=False))
 def test_the_order_of_reading_does_not_matter(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, numbers: set[int], random: Any
@@ -1188,6 +1201,7 @@ def test_the_order_of_reading_does_not_matter(
     assert again.dropped == plan.dropped
 
 
+@untimed
 @given(runs(), policies, edits)
 def test_parents_come_before_children(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, numbers: set[int]
@@ -1199,6 +1213,7 @@ def test_parents_come_before_children(
             assert not project.ancestors([uid]).intersection(plan.ids[at:])
 
 
+@untimed
 @given(runs(), policies, st.sets(st.integers(0, 8)), st.sets(st.integers(0, 8)))
 def test_narrowed_it_is_the_same_plan_with_less(
     run: tuple[Graph, list[dict[str, str]]], policy: Policy, some: set[int], others: set[int]

@@ -31,8 +31,12 @@ def test_retry_runs_what_has_to_run_and_nothing_else(name: str, tmp_path: Path) 
     for failure in shown["failed"]:
         assert failure["message"], failure
 
-    # Before the fix an edit above the failure is not known yet; nothing else may come or go.
-    assert {*expect.fails, *skipped} <= set(here.plan()) <= set(retry)
+    before = here.plan()
+    if name == "diamond_with_shared_parent":
+        # The parent, and so the left side, have to run only once it is known that it was edited.
+        assert before == sorted([*expect.fails, *skipped])
+    else:
+        assert before == retry
     here.mend()
     assert here.plan() == retry
     assert len(here.calls) == 1, "plan started dbt"

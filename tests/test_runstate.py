@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover.graph import Graph, Node
@@ -31,6 +31,9 @@ from dbt_recover.runstate import (
     relations_read_by,
     unsettled,
 )
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine at work elsewhere is no failure."""
 
 RUN = RunInfo("daily/1", "2026-01-31T06:00:00Z")
 
@@ -314,6 +317,7 @@ def recordings(draw: st.DrawFn) -> tuple[list[Recorded], dict[str, frozenset[str
     return made, intended
 
 
+@untimed
 @given(recordings(), st.randoms(use_true_random=False))
 def test_the_order_of_reading_does_not_matter(
     recorded: tuple[list[Recorded], dict[str, frozenset[str]]], random: Any
@@ -324,6 +328,7 @@ def test_the_order_of_reading_does_not_matter(
     assert merge(shuffled, intended) == merge(made, intended)
 
 
+@untimed
 @given(recordings())
 def test_the_latest_word_wins(
     recorded: tuple[list[Recorded], dict[str, frozenset[str]]],
@@ -344,6 +349,7 @@ def test_the_latest_word_wins(
         assert statuses(state).get(uid, "") == said
 
 
+@untimed
 @given(recordings())
 def test_merging_twice_changes_nothing(
     recorded: tuple[list[Recorded], dict[str, frozenset[str]]],

@@ -30,6 +30,7 @@ from .records import (
     Results,
     RunPointer,
     SignOfLife,
+    decode_record,
     decompress,
     summarise,
 )
@@ -64,6 +65,10 @@ class Archive:
         self.storage = storage
         self._listed: dict[str, list[Listed]] = {}
         self._dates: list[str] | None = None
+        self.pruned: set[RunPlace] = set()
+        """Runs, among those listed so far, that somebody began to remove: they are not there."""
+        self.dated = False
+        """Whether another writer's dated folders are read as runs, too (see foreign.py)."""
 
     @property
     def url(self) -> str:
@@ -79,6 +84,8 @@ class Archive:
         try:
             data = self.storage.read(layout.MARKER, max_bytes=65536).data
         except MissingKey:
+            if self._take_dated_folders():
+                return
             if not create:
                 raise NotFoundError(
                     f"there is no archive at {self.url}",
@@ -100,6 +107,14 @@ class Archive:
                 f"knows up to {layout.FORMAT_VERSION}",
                 hint="upgrade dbt-recover: pip install -U dbt-recover",
             )
+
+    def _take_dated_folders(self) -> bool:
+        from .foreign import DatedFolders
+
+        view = DatedFolders.found(self.storage)
+        self.storage = view or self.storage
+        self.dated = view is not None
+        return self.dated
 
     # Finding runs
 
@@ -148,8 +163,10 @@ class Archive:
         return self._listed[date]
 
     def _list(self, prefix: str) -> list[Listed]:
-        found = (layout.parse_record_key(item.key) for item in self.storage.list(prefix))
-        return [listed for listed in found if listed is not None]
+        parsed = (layout.parse_record_key(item.key) for item in self.storage.list(prefix))
+        found = [listed for listed in parsed if listed is not None]
+        self.pruned.update(e.place for e in found if e.kind == "pruned")
+        return [e for e in found if e.place not in self.pruned]
 
     def summary(self, entries: RunEntries) -> RunSummary:
         """A line of `runs`. Reads an object only where a writer died at the wrong moment, and a
@@ -214,6 +231,9 @@ class Archive:
         limit: int | None = None,
     ) -> Iterator[RunSummary]:
         """Runs, newest first. since and until are days, both included."""
+        if self.dated and since and since == until and since not in self.dates():
+            yield from self.runs(status=status, logical_date=since, limit=limit)
+            return
         count = 0
         for date in self.dates():
             if (since and date < since) or (until and date > until):
@@ -241,13 +261,16 @@ class Archive:
             if found:
                 failed = [s for s in found if s.status == "failed"]
                 return _place((failed or found)[-1])
+            if self.dated:
+                return self._latest(failed=True, logical_date=spec)
             raise NotFoundError(f"no run began on {spec} in {self.url}", hint=self._what_there_is())
         place = self.find(spec)
         if place is not None:
             return place
         candidates = [
-            layout.run_of_pointer(item.key)
+            run_id
             for item in self.storage.list(layout.run_pointer_prefix(spec))
+            if (run_id := self._pointed(item.key)).startswith(spec)
         ]
         if len(candidates) == 1 and (place := self.find(candidates[0])) is not None:
             return place
@@ -262,6 +285,16 @@ class Archive:
         if owner is not None:
             return owner
         raise NotFoundError(f"no run {spec!r} in {self.url}", hint=self._what_there_is())
+
+    def _pointed(self, key: str) -> str:
+        """The run id a pointer is about; of a long one the key has only the beginning."""
+        run_id = layout.run_of_pointer(key)
+        if not layout.is_shortened(run_id):
+            return run_id
+        pointer: RunPointer = self._decode(
+            self.storage.read(key, max_bytes=MAX_RECORD).data, RunPointer, key
+        )
+        return pointer.run.run_id
 
     def find(self, run_id: str) -> RunPlace | None:
         """The place of the run with exactly this id."""
@@ -330,17 +363,16 @@ class Archive:
         committed = [self._load_committed(place, i) for i in sorted(entries.committed)]
         return committed + [self._load_open(place, i) for i in sorted(entries.open)]
 
+    def has(self, place: RunPlace, invocation_id: str) -> bool:
+        """Whether the invocation is committed."""
+        return self.storage.stat(place.commit(invocation_id)) is not None
+
     def commit_of(self, place: RunPlace, invocation_id: str) -> Commit:
         """The commit record."""
         key = place.commit(invocation_id)
         commit: Commit = self._decode(
             self.storage.read(key, max_bytes=MAX_RECORD).data, Commit, key
         )
-        if commit.version > layout.FORMAT_VERSION:
-            raise DamagedError(
-                f"{key} has version {commit.version}, newer than this dbt-recover knows",
-                hint="upgrade dbt-recover: pip install -U dbt-recover",
-            )
         return commit
 
     def _load_committed(self, place: RunPlace, invocation_id: str) -> Recorded:
@@ -389,7 +421,7 @@ class Archive:
             for line in data.splitlines():
                 try:
                     yield decoder.decode(line)
-                except msgspec.DecodeError as exc:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
                     raise DamagedError(f"{item.key} holds a line that is no record") from exc
 
     def graph(self, record: Recorded) -> Graph | None:
@@ -414,10 +446,7 @@ class Archive:
         return data
 
     def _decode(self, data: bytes, type_: type[Any], key: str) -> Any:
-        try:
-            return msgspec.json.decode(data, type=type_)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise DamagedError(f"{key} in {self.url} is damaged: {exc}") from exc
+        return decode_record(data, type_, f"{self.url}/{key}")
 
 
 def check_day(text: str) -> None:
@@ -425,10 +454,11 @@ def check_day(text: str) -> None:
     from datetime import date
 
     try:
-        if text:
-            date.fromisoformat(text)
+        known = not text or (layout.is_date(text) and date.fromisoformat(text) is not None)
     except ValueError:
-        raise UsageError(f"not a day: {text!r}", hint="write it as 2026-01-31") from None
+        known = False
+    if not known:
+        raise UsageError(f"not a day: {text!r}", hint="write it as 2026-01-31")
 
 
 def _add(runs: dict[str, RunEntries], listed: Listed) -> None:

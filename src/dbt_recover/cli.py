@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .cli_upkeep import COMMANDS as UPKEEP
 from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
 
 if TYPE_CHECKING:
@@ -417,6 +418,7 @@ def retry(
 ) -> None:
     """Run again what has to be, archive the attempt, and say whether the run is now whole."""
     from .carry_out import refused, retry
+    from .leftovers import deliver_leftovers, spool_home
     from .render import documents, tables
 
     if dry_run:
@@ -427,6 +429,8 @@ def retry(
     app: App = context.obj
     options = _options(app, given)
     kept = app.archive()
+    # A recorder that was killed here knows more of the run than the archive does.
+    deliver_leftovers(app.where(kept), spool_home(app.where(kept), app.project()), quiet=True)
     loaded, made = app.plan(kept, run, logical_date, options, ask=True)
     for warning in made.warnings:
         if not warning.flag or warning.allowed:
@@ -463,20 +467,8 @@ def fetch(app: App, run: str, to: str, logical_date: str) -> None:
 
     kept = app.archive()
     loaded = app.load(kept, run, logical_date)
-    fetch(kept, loaded, Path(to), app.project())
+    fetch(kept, loaded, Path(to), app.project(), os.environ)
     click.echo(f"wrote {to}: manifest.json and run_results.json of run {loaded.place.run_id}")
-
-
-@cli.command()
-@click.argument("run")
-@click.pass_obj
-def unlock(app: App, run: str) -> None:
-    """Remove the lease of a run whose holder is gone. A holder that lives stops its dbt."""
-    from .lease import unlock
-
-    archive = app.archive()
-    place = archive.resolve(run)
-    click.echo(f"unlocked run {place.run_id}, which was held by {unlock(archive, place)}")
 
 
 @cli.command()
@@ -487,6 +479,10 @@ def demo(app: App, keep: str | None) -> None:
     from .demo import run_demo
 
     sys.exit(run_demo(click.echo, keep=Path(keep) if keep else None, dbt_path=app.options["dbt"]))
+
+
+for _command in UPKEEP:
+    cli.add_command(_command)
 
 
 def main() -> None:

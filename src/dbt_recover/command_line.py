@@ -24,6 +24,7 @@ _SHORT = {
     "-f": "--full-refresh",
     "-q": "--quiet",
     "-r": "--record-timing-info",
+    "-o": "--output",
 }
 _SAME = {
     "--models": "--select",
@@ -31,7 +32,9 @@ _SAME = {
     "--resource-types": "--resource-type",
     "--exclude-resource-types": "--exclude-resource-type",
 }
-_MULTIPLE = frozenset({"--select", "--exclude", "--resource-type", "--exclude-resource-type"})
+_MULTIPLE = frozenset(
+    {"--select", "--exclude", "--resource-type", "--exclude-resource-type", "--output-keys"}
+)
 _VALUED = frozenset(
     {
         "--args",
@@ -51,10 +54,17 @@ _VALUED = frozenset(
         "--log-level-file",
         "--log-path",
         "--output",
-        "--output-keys",
         "--otel-file-name",
         "--otel-parquet-file-name",
         "--packages-install-path",
+        "--partial-parse-file-path",
+        "--maximum-seed-size-mib",
+        "--source",
+        "--sql",
+        "--sqlparse",
+        "--v2-parser",
+        "--inline-direct",
+        "--add-package",
         "--port",
         "--printer-width",
         "--profile",
@@ -109,6 +119,9 @@ class Option:
     name: str
     values: tuple[str, ...] = ()
     typed: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
+    """What `size` short flags were typed as together: -xs a."""
+    size: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,32 +144,24 @@ class DbtCommand:
                 "no dbt command was given",
                 hint="write it after two dashes: dbt-recover exec -- dbt build",
             )
-        start = next((i for i, w in enumerate(words) if _is_dbt(w)), 0) + 1
+        start = _launcher_length(words)
         launcher, words = tuple(words[:start]), words[start:]
         options: list[Option] = []
-        command, rest = "", []
-        at = 0
-        while at < len(words):
-            word = words[at]
-            at += 1
+        command = ""
+        rest: list[str] = []
+        while words:
+            word = words.pop(0)
             if not word.startswith("-") or word == "-":
                 if not command and word in COMMANDS:
                     command = word
                 else:
                     rest.append(word)
-                continue
-            name, equals, value = word.partition("=")
-            name = _SHORT.get(name, name)
-            name = _SAME.get(name, name)
-            typed, values = [word], [value] if equals else []
-            if name in _MULTIPLE and not equals:
-                while at < len(words) and not words[at].startswith("-"):
-                    values.append(words[at])
-                    at += 1
-            elif name in _VALUED and not equals and at < len(words):
-                values.append(words[at])
-                at += 1
-            options.append(Option(name, tuple(values), (*typed, *(values if not equals else ()))))
+            else:
+                # Before the command has come, a word that is one is no value.
+                limit = len(words) if command else _first_command(words)
+                following = words[:limit]
+                options += _options(word, following)
+                words = following + words[limit:]
         return cls(launcher, command, tuple(options), tuple(rest))
 
     def value(self, name: str) -> str | None:
@@ -183,7 +188,14 @@ class DbtCommand:
 
     def argv(self) -> list[str]:
         """Back to words."""
-        typed = [w for o in self.options for w in o.typed]
+        typed: list[str] = []
+        at = 0
+        while at < len(self.options):
+            option = self.options[at]
+            group = self.options[at : at + option.size]
+            whole = len(group) == option.size > 1 and all(o.joined == option.joined for o in group)
+            typed += option.joined if whole else option.typed
+            at += option.size if whole else 1
         return [*self.launcher, *([self.command] if self.command else []), *self.rest, *typed]
 
     def args(self) -> dict[str, Any]:
@@ -220,6 +232,66 @@ class DbtCommand:
         if (text := self.value("--vars")) is not None:
             result["vars"] = parse_vars(text)
         return result
+
+
+def _first_command(words: list[str]) -> int:
+    return next((at for at, word in enumerate(words) if word in COMMANDS), len(words))
+
+
+def _options(word: str, following: list[str]) -> list[Option]:
+    """The flags of one word, with their values, which are taken from the words that follow it."""
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+        return [_option(name, word, [value] if equals else [], following)]
+    # Short ones can be joined: -xsa is -x -s a.
+    found: list[Option] = []
+    for at in range(1, len(word)):
+        name = "-" + word[at]
+        long = _SAME.get(_SHORT.get(name, name), _SHORT.get(name, name))
+        if long in _MULTIPLE | _VALUED:
+            attached = word[at + 1 :].removeprefix("=")
+            typed = f"{name}{attached}" if attached else name
+            found.append(_option(name, typed, [attached] if attached else [], following))
+            break
+        found.append(Option(long, (), (name,)))
+    if len(found) == 1:
+        return (
+            found
+            if found[0].typed[0] == word
+            else [replace(found[0], typed=(word, *found[0].typed[1:]))]
+        )
+    joined = (word, *found[-1].typed[1:])
+    return [replace(o, joined=joined, size=len(found)) for o in found]
+
+
+def _option(name: str, typed: str, values: list[str], following: list[str]) -> Option:
+    name = _SHORT.get(name, name)
+    name = _SAME.get(name, name)
+    words = [typed]
+    if name in _MULTIPLE:
+        # dbt's own click option: as many as there are, after `--select=a` too.
+        while following and not following[0].startswith("-"):
+            words.append(following.pop(0))
+            values = [*values, words[-1]]
+    elif name in _VALUED and not values and "=" not in typed and following:
+        words.append(following.pop(0))
+        values = [words[-1]]
+    return Option(name, tuple(values), tuple(words))
+
+
+def _launcher_length(words: list[str]) -> int:
+    """How many words start dbt: `dbt`, `poetry -C /srv/dbt run dbt`, `python -m dbt.cli.main`."""
+    if _is_dbt(words[0]):
+        return 1
+    places = [at for at, word in enumerate(words) if _is_dbt(word)]
+    for number, at in enumerate(places):
+        following = words[at + 1] if at + 1 < len(words) else ""
+        leads = following.startswith("-") or following in COMMANDS
+        # `-C /srv/dbt run dbt`: a directory of that name, and the wrapper's own `run`.
+        of_wrapper = following == "run" and words[at - 1].startswith("-") and places[number + 1 :]
+        if leads and not of_wrapper:
+            return at + 1
+    return 1
 
 
 def _is_dbt(word: str) -> bool:

@@ -57,6 +57,16 @@ def find_dbt(given: str | None, environ: Mapping[str, str]) -> str:
     )
 
 
+def check_executable(name: str, environ: Mapping[str, str], cwd: Path) -> None:
+    """DbtError if there is no such program."""
+    given = str(Path(cwd, name)) if os.sep in name else name
+    if shutil.which(given, path=environ.get("PATH")) is None:
+        raise DbtError(
+            f"cannot start {name}: there is no such program",
+            hint="check the command after `--`, or --dbt PATH",
+        )
+
+
 def run(
     argv: Sequence[str],
     *,

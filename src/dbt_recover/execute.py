@@ -17,7 +17,7 @@ from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, secret_values
 from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError
 from .evidence import put_together
-from .leftovers import deliver_leftovers
+from .leftovers import deliver_leftovers, spool_home
 from .machine import process_mark, this_machine
 from .model import (
     Invocation,
@@ -69,7 +69,8 @@ def run_recorded(
     """
     command = DbtCommand.parse(argv)
     project = checkout.open_project(command, where.environ, where.cwd)
-    home = where.spool or project.root / ".dbt-recover" / "spool"
+    dbt.check_executable(command.launcher[0], where.environ, where.cwd)
+    home = spool_home(where, project) or project.root
     began = now()
     hidden = secret_values(where.environ)
     shown = DbtCommand.parse(task.argv if task else argv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,9 @@ def archive_finished(
         )
     owner = where.archive.run_of_invocation(ran.invocation_id)
     if owner is not None:
+        # Claimed by one who died before it was done: gone on with, in that run.
+        identity = replace(identity, run_id=owner.run_id)
+    if owner is not None and where.archive.has(owner, ran.invocation_id):
         where.say(f"dbt-recover: already archived, in run {owner.run_id}")
         return owner.run_id
     root = find_root(target.resolve())

@@ -118,7 +118,7 @@ def parse_event(line: bytes) -> Record | None:
         if make is None:
             return None
         return make(event.info, _data.decode(event.data))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -244,8 +244,8 @@ class _Execution:
 def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
     """What is true after these records, of that invocation or of the first one met.
 
-    Order and repetition do not matter; a record that is missing can only make a node look less
-    done. A microbatch model fires `finish` once per batch under its own id: only the one that
+    Order and repetition do not matter, and what is missing from either end of the stream can only
+    make a node look less done. A microbatch model fires `finish` once per batch under its own id: only the one that
     belongs to the model's own start counts.
     """
     journal = Journal(invocation_id)
@@ -321,9 +321,12 @@ def _with_batches(result: NodeResult, execution: _Execution, done: list[str]) ->
     if execution.first is None:
         return result
     index, label = execution.first
-    origin = _shift(label, 1 - index)
-    labels = [_shift(origin, n) for n in range(execution.total)]
-    spans = {lb: [_iso(lb), _iso(_shift(lb, 1))] for lb in labels}
+    try:
+        origin = _shift(label, 1 - index)
+        labels = [_shift(origin, n) for n in range(execution.total)]
+        spans = {lb: [_iso(lb), _iso(_shift(lb, 1))] for lb in labels}
+    except (ValueError, OverflowError):
+        return result  # a batch size that this version does not know: the whole model runs again
     return msgspec.structs.replace(
         result,
         batches_done=[spans[lb] for lb in labels if lb in done],

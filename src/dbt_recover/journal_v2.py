@@ -76,7 +76,7 @@ def parse_span(line: bytes, root: str) -> Record | None:
         return None
     try:
         span = _span.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     said = span.attributes
     if said is None:

@@ -6,6 +6,7 @@
     runs/<date>/<HHMMSS>~<run>/<invocation>/begun.json   written before dbt runs a node
                                            /commit.json  written last; names and hashes all data
                                            /~<summary>   what `runs` shows, in the key itself
+    runs/<date>/<HHMMSS>~<run>/~pruned                   the run is being removed: it is not there
     data/<date>/<HHMMSS>~<run>/<invocation>/...          artifacts, results, graph, journal segments
     live/<run>/<invocation>                              heartbeat of a running invocation
     leases/<run>.json                                    who is retrying the run
@@ -36,6 +37,7 @@ ARTIFACTS = ("manifest.json", "run_results.json", "catalog.json", "sources.json"
 SETTLED = "settled"
 """In an invocation's place in a listing: a word on the whole run, which no invocation said."""
 
+_PRUNED = "~pruned"
 _MAX_ID = 120
 _HASH = re.compile(r"[0-9a-f]{16}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -45,6 +47,11 @@ def encode_id(text: str) -> str:
     """A run or step id as one path component; long ones keep their beginning and a hash. What
     `decode_id` gives back of a long one is encoded to the same. UsageError if it is no text."""
     return _encode(text, _MAX_ID)
+
+
+def is_shortened(run_id: str) -> bool:
+    """Whether `decode_id` could give back only the beginning of this id."""
+    return _HASH.fullmatch(run_id.rpartition("=")[2]) is not None
 
 
 def _encode(text: str, limit: int) -> str:
@@ -146,6 +153,11 @@ class RunPlace:
         """Key of the journal's segment `number`, from 1."""
         return self.segments(invocation_id) + f"{number:06d}.jsonl.zst"
 
+    @property
+    def pruned(self) -> str:
+        """Key of the mark that the run is being removed: from then on it is not there."""
+        return f"{RUNS}{self.name}/{_PRUNED}"
+
     def heartbeat(self, invocation_id: str) -> str:
         """Key of the sign of life of a running invocation."""
         return f"live/{self.part}/{encode_id(invocation_id)}"
@@ -211,20 +223,22 @@ class Listed:
     place: RunPlace
     invocation_id: str
     kind: str
-    """begun, commit or summary."""
+    """begun, commit, summary, or pruned, which is about the whole run."""
     summary: Summary | None = None
 
 
 def parse_record_key(key: str) -> Listed | None:
     """None for a key this version does not know: somebody else's, or a later addition."""
     parts = key.removeprefix(RUNS).split("/")
-    if len(parts) != 4 or not key.startswith(RUNS) or not is_date(parts[0]):
+    if len(parts) not in (3, 4) or not key.startswith(RUNS) or not is_date(parts[0]):
         return None
-    date, run, invocation, name = parts
+    date, run, invocation, name = parts if len(parts) == 4 else (*parts, "")
     time, tilde, part = run.partition("~")
     if not tilde or not re.fullmatch(r"\d{6}", time):
         return None
     place = RunPlace(date, time, part)
+    if not name:
+        return Listed(place, "", "pruned") if invocation == _PRUNED else None
     invocation_id = decode_id(invocation)
     if name in ("begun.json", "commit.json"):
         return Listed(place, invocation_id, name.removesuffix(".json"))

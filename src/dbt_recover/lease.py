@@ -19,6 +19,7 @@ from .archive import Archive
 from .errors import DamagedError, LockedError, NotFoundError, StorageError
 from .layout import FORMAT_VERSION, RunPlace
 from .machine import process_lives, process_mark, this_machine, who
+from .records import decode_record
 from .storage.base import MissingKey, PreconditionFailed
 
 TTL_SECONDS = 60.0
@@ -168,12 +169,10 @@ def _expired(other: Holder, age: float) -> bool:
 def decode(data: bytes, key: str) -> Holder:
     """DamagedError if it is no lease."""
     try:
-        return msgspec.json.decode(data, type=Holder)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise DamagedError(
-            f"{key} is damaged: {exc}",
-            hint="if nobody is at work on this run: dbt-recover unlock RUN",
-        ) from exc
+        return decode_record(data, Holder, key)
+    except DamagedError as exc:
+        hint = exc.hint or "if nobody is at work on this run: dbt-recover unlock RUN"
+        raise DamagedError(exc.message, hint=hint) from exc
 
 
 def unlock(archive: Archive, place: RunPlace) -> str:

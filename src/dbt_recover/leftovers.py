@@ -18,7 +18,7 @@ from .records import Commit
 
 def resume_spools(where: Where, project: checkout.Project | None) -> str:
     """`archive --resume`: deliver what waits; says what was done."""
-    home = where.spool or (project.root / ".dbt-recover" / "spool" if project else None)
+    home = spool_home(where, project)
     if home is None:
         raise UsageError("this is not a dbt project", hint="pass --spool DIR or --project-dir DIR")
     delivered = deliver_leftovers(where, home)
@@ -27,10 +27,17 @@ def resume_spools(where: Where, project: checkout.Project | None) -> str:
     return "delivered: " + ", ".join(f"run {r}" for r in delivered)
 
 
-def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> list[str]:
+def spool_home(where: Where, project: checkout.Project | None) -> Path | None:
+    """Where spools are kept here; None if that is neither said nor known from a project."""
+    return where.spool or (project.root / ".dbt-recover" / "spool" if project else None)
+
+
+def deliver_leftovers(where: Where, home: Path | None, *, quiet: bool = False) -> list[str]:
     """Bring to the archive what earlier recordings could not, and what died with its recorder.
     Returns the run ids delivered."""
-    delivered = []
+    delivered: list[str] = []
+    if home is None:
+        return delivered
     for spool in find_spools(home):
         try:
             state = spool.state()

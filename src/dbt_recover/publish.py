@@ -31,6 +31,7 @@ from .records import (
     Results,
     RunPointer,
     SignOfLife,
+    decode_record,
     summarise,
 )
 from .storage.base import MissingKey, PreconditionFailed
@@ -179,7 +180,8 @@ class Publication:
         self.spool = spool
         self.place: RunPlace | None = None
         self.processes = [process_mark(os.getpid())]
-        self._sent: set[str] = set()
+        self._sent: dict[str, str] = {}
+        self._token = secrets.token_hex(4)
 
     def begin(self, invocation: Invocation) -> Invocation:
         """Register run and invocation and write begun.json. Returns the invocation with the run
@@ -208,13 +210,23 @@ class Publication:
             if owner is not None and owner.name != place.name:
                 raise AlreadyArchived(invocation.invocation_id, owner.run_id) from None
 
-    def send(self, invocation_id: str, name: str) -> None:
-        """Bring one object of the spool to the archive, unless it was sent before."""
+    def send(self, invocation_id: str, name: str) -> str:
+        """Bring one object of the spool to the archive, unless it was sent before. Returns its
+        key: another than usual if somebody who died had left something else there."""
         if name in self._sent or self.place is None:
-            return
+            return self._sent.get(name, "")
+        key = self.place.data(invocation_id, name)
         with self.spool.object_path(name).open("rb") as body:
-            self._put(self.place.data(invocation_id, name), body)
-        self._sent.add(name)
+            try:
+                self.archive.storage.write(key, body, if_absent=True)
+            except PreconditionFailed:
+                body.seek(0)
+                mine = body.read()
+                if self.archive.storage.read(key).data != mine:
+                    key = self.place.data(invocation_id, f"{self._token}-{name}")
+                    self._put(key, mine)
+        self._sent[name] = key
+        return key
 
     def send_segments(self, invocation_id: str) -> None:
         """Bring the journal segments that are not there yet."""
@@ -239,8 +251,7 @@ class Publication:
         ident = invocation.invocation_id
         artifacts = []
         for artifact in commit.artifacts:
-            self.send(ident, artifact.name + ".zst")
-            key = place.data(ident, artifact.name + ".zst")
+            key = self.send(ident, artifact.name + ".zst")
             artifacts.append(msgspec.structs.replace(artifact, key=key))
         self.send_segments(ident)
         commit = msgspec.structs.replace(commit, invocation=invocation, artifacts=artifacts)
@@ -284,9 +295,7 @@ def register_run(archive: Archive, run: RunInfo) -> RunInfo:
     except PreconditionFailed:
         try:
             data = archive.storage.read(key).data
-            return msgspec.json.decode(data, type=RunPointer).run
         except MissingKey:
             return register_run(archive, run)
-        except msgspec.DecodeError as exc:
-            raise DamagedError(f"{key} in {archive.url} is damaged: {exc}") from exc
+        return decode_record(data, RunPointer, f"{archive.url}/{key}").run
     return run

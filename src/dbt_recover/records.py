@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
+from typing import TypeVar
 
 import msgspec
 import zstandard
@@ -11,6 +12,8 @@ import zstandard
 from .errors import DamagedError
 from .layout import FORMAT_VERSION, Summary
 from .model import SUCCESSES, Artifact, Invocation, NodeResult, RunInfo
+
+_T = TypeVar("_T")
 
 MAX_RECORD = 64 * 1024 * 1024
 """Bytes beyond which a record is not read."""
@@ -116,6 +119,25 @@ def seconds_between(began: str, ended: str) -> float:
     except ValueError:
         return 0.0
     return max(0.0, (end - start).total_seconds())
+
+
+class _Head(msgspec.Struct):
+    version: int = 0
+
+
+def decode_record(data: bytes, type_: type[_T], name: str) -> _T:
+    """A record of the archive. DamagedError for one that is damaged or of a newer version: its
+    head is looked at first, since a newer one may have any shape."""
+    try:
+        version = msgspec.json.decode(data, type=_Head).version
+        if version > FORMAT_VERSION:
+            raise DamagedError(
+                f"{name} has format version {version}; this dbt-recover knows up to {FORMAT_VERSION}",
+                hint="upgrade dbt-recover: pip install -U dbt-recover",
+            )
+        return msgspec.json.decode(data, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise DamagedError(f"{name} is damaged: {exc}") from exc
 
 
 def decompress(data: bytes, name: str, *, limit: int = MAX_RECORD) -> bytes:

@@ -58,6 +58,9 @@ def plan_run(
     project's own target/manifest.json if that is newer than every edit, else from `asking`, which
     starts dbt; without it the plan says that it does not know.
     """
+    other = _other_project(run, project)
+    if other and not options.allow_other_project:
+        asking = None  # it will be refused; nothing is parsed there
     changes = checkout.changes(run.graph, project) if project is not None else None
     current: Graph | None = None
     unparsed: tuple[PlanWarning, ...] = ()
@@ -202,6 +205,13 @@ def _narrowed(graph: Graph, words: tuple[str, ...]) -> frozenset[str]:
     return frozenset(known | chosen)
 
 
+def _other_project(run: LoadedRun, project: checkout.Project | None) -> str:
+    recorded = next((i.project_name for i in run.state.invocations if i.project_name), "")
+    if project is None or not recorded or project.name == recorded:
+        return ""
+    return f"this is dbt project {project.name!r}; the run was of {recorded!r}"
+
+
 def _surroundings(
     run: LoadedRun, plan: Plan, options: Options, project: checkout.Project | None
 ) -> list[PlanWarning]:
@@ -210,12 +220,12 @@ def _surroundings(
         PlanWarning("unknown_scope", text, "--allow-unknown-scope", options.allow_unknown_scope)
         for text in run.state.warnings
     ]
-    recorded_name = next((i.project_name for i in run.state.invocations if i.project_name), "")
-    if project is not None and recorded_name and project.name != recorded_name:
+    other = _other_project(run, project)
+    if other:
         found.append(
             PlanWarning(
                 "other_project",
-                f"this is dbt project {project.name!r}; the run was of {recorded_name!r}",
+                other,
                 flag="--allow-other-project",
                 allowed=options.allow_other_project,
             )

@@ -4,7 +4,6 @@ for asking whether a recorded path exists here."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,7 +74,7 @@ def restored(
             command = command.adding(flag)
     for key, flag in _VALUED_FLAGS.items():
         value = args.get(key)
-        if value not in (None, "") and not command.has(flag):
+        if value not in (None, "") and not isinstance(value, Mapping) and not command.has(flag):
             command = command.without({flag})
             command = _with(command, flag, str(value))
     target = overrides.target or str(args.get("target") or "") or invocation.target
@@ -88,10 +87,24 @@ def restored(
             command = _with(command.without({flag}), flag, text)
     variables = {**(args.get("vars") or {}), **overrides.vars}
     if variables:
-        command = _with(command, "--vars", json.dumps(variables))
+        command = _with(command, "--vars", as_yaml(variables))
+    window = args.get("sample")
+    if isinstance(window, Mapping):
+        # `2 days` means other days today; dbt recorded which.
+        command = _with(command.without({"--sample"}), "--sample", as_yaml(window))
     if overrides.full_refresh and not command.has("--full-refresh"):
         command = DbtCommand.parse([*command.argv(), "--full-refresh"])
     return _with_paths(command, original, overrides, cwd)
+
+
+def as_yaml(value: Mapping[str, Any]) -> str:
+    """On one line, as dbt's --vars takes it; JSON would not do for every character and date."""
+    import yaml
+
+    text: str = yaml.safe_dump(
+        dict(value), default_flow_style=True, allow_unicode=False, sort_keys=False, width=1 << 30
+    )
+    return text.strip()
 
 
 def _with(command: DbtCommand, flag: str, value: str) -> DbtCommand:

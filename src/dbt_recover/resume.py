@@ -10,6 +10,7 @@ from .command_line import DbtCommand
 from .context import Identity, Where
 from .errors import LockedError, RecoverError, StorageError, UsageError
 from .execute import exec_command
+from .leftovers import deliver_leftovers, spool_home
 from .load import LoadedRun, load
 from .model import Invocation
 from .pipeline import same_step
@@ -69,6 +70,7 @@ def _earlier(
     """The run and, of it, this step; None if there is nothing to go on from."""
     try:
         where.archive.check()
+        deliver_leftovers(where, spool_home(where, project), quiet=True)
         place = where.archive.find(identity.run_id)
         if place is None:
             return None

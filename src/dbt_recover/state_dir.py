@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from . import checkout
@@ -32,11 +33,20 @@ def write_manifest(archive: Archive, run: LoadedRun, directory: Path) -> None:
 
 
 def fetch(
-    archive: Archive, run: LoadedRun, directory: Path, project: checkout.Project | None
+    archive: Archive,
+    run: LoadedRun,
+    directory: Path,
+    project: checkout.Project | None,
+    environ: Mapping[str, str],
 ) -> None:
     """Write a state directory for dbt's --state: the run's manifest, and run_results.json merged
     over all its invocations and attempts."""
-    if project is not None and directory.resolve() == project.target_path.resolve():
+    target = project.root / environ.get("DBT_TARGET_PATH", "") if project is not None else None
+    if project is not None and not environ.get("DBT_TARGET_PATH"):
+        target = project.target_path
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is not a directory", hint="name one, new or empty")
+    if target is not None and directory.resolve() == target.resolve():
         raise UsageError(
             f"{directory} is the project's target path: dbt would overwrite the state there",
             hint="fetch to another directory, for example: dbt-recover fetch --to state",

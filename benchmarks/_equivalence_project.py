@@ -272,7 +272,7 @@ def _draw_model(
         strategy = rng.choice(("delete+insert", "merge"))
         if not calm:
             strategy = rng.choice((strategy, strategy, "append"))
-            since = rng.choice(("", ">=")) if strategy != "append" else ">"
+            since = rng.choice(("", ">=") if strategy != "append" else ("", ">"))
     keep = rng.choice((None, None, (rng.randint(3, 6), 0)))
     project.nodes[name] = Node(
         name,

@@ -303,8 +303,8 @@ def test_a_signal_while_the_record_is_on_its_way(here: Checkout, moto: S3Server)
             DBT_RECOVER_ARCHIVE=bucket.url,
         )
         with s3.start(*BUILD, "--select", "raw") as running:
-            dbt = running.dbt()
-            running.until(lambda: _ended(dbt) or None, "dbt ended")
+            running.begun(RAW)
+            running.until(lambda: _ended(running.dbt()), "dbt ended")
             running.signal_group(signal.SIGTERM)
             ran = running.end()
             assert running.succeeded() == {RAW}

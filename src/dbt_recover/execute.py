@@ -70,7 +70,7 @@ def run_recorded(
     command = DbtCommand.parse(argv)
     project = checkout.open_project(command, where.environ, where.cwd)
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)
-    home = spool_home(where, project) or project.root
+    home = spool_home(where, project)
     began = now()
     hidden = secret_values(where.environ)
     shown = DbtCommand.parse(task.argv if task else argv)
@@ -104,11 +104,11 @@ def run_recorded(
     publication = Publication(where.archive, spool)
     recorder = Recorder(spool, publication, invocation, project)
     recorder.text_log = TextLog(_text_log(project, command, where.environ))
-    recorder.start()
 
     def started(pid: int) -> None:
         publication.processes.append(process_mark(pid))
         spool.save(msgspec.structs.replace(state, processes=publication.processes))
+        recorder.start()  # only now: a process with threads is not to be forked
 
     try:
         ended = dbt.run(

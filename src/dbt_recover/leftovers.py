@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from . import checkout
@@ -18,26 +19,29 @@ from .records import Commit
 
 def resume_spools(where: Where, project: checkout.Project | None) -> str:
     """`archive --resume`: deliver what waits; says what was done."""
-    home = spool_home(where, project)
-    if home is None:
+    if where.spool is None and project is None:
         raise UsageError("this is not a dbt project", hint="pass --spool DIR or --project-dir DIR")
+    home = spool_home(where, project)
     delivered = deliver_leftovers(where, home)
     if not delivered:
         return f"nothing waits in {home}"
     return "delivered: " + ", ".join(f"run {r}" for r in delivered)
 
 
-def spool_home(where: Where, project: checkout.Project | None) -> Path | None:
-    """Where spools are kept here; None if that is neither said nor known from a project."""
-    return where.spool or (project.root / ".dbt-recover" / "spool" if project else None)
+def spool_home(where: Where, project: checkout.Project | None) -> Path:
+    """Where spools are kept here: as said, in the project, or, where that cannot be written (a
+    project in a container image), among the temporary files of this user."""
+    if where.spool is not None:
+        return where.spool
+    if project is not None and os.access(project.root, os.W_OK):
+        return project.root / ".dbt-recover" / "spool"
+    return Path(tempfile.gettempdir()) / f"dbt-recover-{os.getuid()}" / "spool"
 
 
-def deliver_leftovers(where: Where, home: Path | None, *, quiet: bool = False) -> list[str]:
+def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> list[str]:
     """Bring to the archive what earlier recordings could not, and what died with its recorder.
     Returns the run ids delivered."""
-    delivered: list[str] = []
-    if home is None:
-        return delivered
+    delivered = []
     for spool in find_spools(home):
         try:
             state = spool.state()

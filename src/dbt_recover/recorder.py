@@ -84,7 +84,8 @@ class Recorder:
     def stop(self) -> Journal:
         """Read to the end of the log and say what it holds."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._read(last=True)
         self._keep_segment()
         self.text_log.close()

@@ -427,7 +427,8 @@ relay:
 def relay_model(name: str, source: str, config: str = "", columns: str = "id, v") -> str:
     """A model that holds, waits or fails when it is named so."""
     extra = f"{{{{ hold('{name}') }}}} + {{{{ wait('{name}') }}}} + {{{{ fail('{name}') }}}}"
-    return f"{{{{ config({config}) }}}}\nselect {columns}, {extra} as zero from {source}\n"
+    head = f"{{{{ config({config}) }}}}\n" if config else ""
+    return f"{head}select {columns}, {extra} as zero from {source}\n"
 
 
 RELAY: Mapping[str, str] = {
@@ -507,6 +508,13 @@ class Running:
     def begun(self, unique_id: str) -> None:
         """Wait until dbt has begun with this node."""
         self.until(lambda: ("start", unique_id, "") in self.events(), f"{unique_id} began")
+
+    def holds(self, unique_id: str) -> None:
+        """Wait until the query of a node that HOLD names is at work. dbt says only that it is
+        about to send it, and what is not at work yet cannot be interrupted."""
+        self.begun(unique_id)
+        before = _ticks(self.dbt())
+        self.until(lambda: _ticks(self.dbt()) > before + 40, f"{unique_id} is at work")
 
     def until(self, look: Callable[[], T], what: str) -> T:
         """Wait until look() is true; fails loudly when it ends before, or never does."""
@@ -604,6 +612,15 @@ def _environ_of(pid: int) -> dict[str, str]:
     except OSError:
         return {}
     return dict(w.split("=", 1) for w in words if "=" in w)
+
+
+def _ticks(pid: int) -> int:
+    """Processor time, in hundredths of a second."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _lives(pid: int) -> bool:

@@ -3,6 +3,7 @@ through a synthesised state directory; then the outcome."""
 
 from __future__ import annotations
 
+import shlex
 import signal
 import tempfile
 import time
@@ -25,15 +26,15 @@ from .errors import (
     RefusedError,
 )
 from .execute import Outcome, Task, run_recorded
-from .graph import TESTS, Graph
 from .lease import Lease
 from .load import LoadedRun
-from .model import FAILURES, SKIPPED, Invocation, NodeResult, Recorded, RunState
+from .model import FAILURES, SKIPPED, NodeResult, Recorded, RunState
 from .plan import Plan, PlannedNode, Policy, make_plan
 from .records import Verdict
 from .recover import Options
-from .restore import Overrides, restored
+from .restore import restored
 from .runstate import unsettled
+from .stages import Group, blocked, stages
 from .state_dir import write_manifest
 
 
@@ -82,7 +83,7 @@ def retry(
             hint="wait until it has ended; if that machine is gone, this passes in a minute",
         )
     if not plan.nodes:
-        return _nothing_to_do(where, run, plan)
+        return _nothing_to_do(where, run, plan, options)
     refuse(plan)
     launcher = launcher or (find_dbt(dbt, where.environ),)
     identity = Identity(
@@ -118,7 +119,7 @@ def _under_lease(
     executed: list[str] = []
     interrupted = 0
     for group in stages(plan, run):
-        nodes = [n for n in group.nodes if not _blocked(n, run.graph, added)]
+        nodes = [n for n in group.nodes if not blocked(n, run.graph, added)]
         if not nodes:
             continue
         task = Task(
@@ -177,104 +178,43 @@ def refused(run: LoadedRun) -> Retried:
     return Retried(run.place.run_id, run.state.attempts, "refused", total=len(run.state.nodes))
 
 
-def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan) -> Retried:
-    settled = not unsettled(run.state) and not plan.dropped and not run.state.warnings
-    if settled:
-        total, archive = len(run.state.nodes), where.archive
-        if archive.summary(archive.entry(run.place)).status == "failed":
-            archive.settle(run.place, run.state.attempts, total, run.state.run.logical_date)
-        return Retried(run.place.run_id, run.state.attempts, "already_complete", total=total)
+def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -> Retried:
+    """The plan is empty: the run is whole, or what is left is not dbt's to run again."""
+    run_id, attempts, total = run.place.run_id, run.state.attempts, len(run.state.nodes)
     if run.state.warnings:
         raise RefusedError(
             run.state.warnings[0],
-            hint="run that command again: dbt-recover exec --run-id "
-            f"{run.place.run_id} -- {' '.join(run.state.invocations[-1].argv) or 'dbt ...'}",
+            hint=f"run that command again: dbt-recover exec --run-id {run_id} -- {_typed(run)}",
         )
-    failing = tuple(n.result for n in unsettled(run.state).values())
-    return Retried(
-        run.place.run_id,
-        run.state.attempts,
-        "failing",
-        still_failing=failing,
-        exit_code=EXIT_STILL_FAILING,
-        total=len(run.state.nodes),
-    )
-
-
-@dataclass(frozen=True)
-class Group:
-    """Planned nodes that one dbt command can run."""
-
-    invocation: Invocation
-    """Whose vars, target and flags they run with."""
-    nodes: tuple[PlannedNode, ...]
-    command: str = "build"
-
-
-def stages(plan: Plan, run: LoadedRun) -> list[Group]:
-    """The plan as few dbt commands as its settings and its order allow. Nodes that ran with
-    the same settings share a command, unless something of other settings lies between them."""
-    settings = [_settings(i) for i in run.state.invocations]
-    if len({settings[n.invocation] for n in plan.nodes}) == 1:
-        return _split(Group(run.state.invocations[plan.nodes[0].invocation], plan.nodes), run.graph)
-    level: dict[str, int] = {}
-    groups: dict[tuple[int, str], list[PlannedNode]] = {}
-    by_id = {n.unique_id: n for n in plan.nodes}
-    for node in plan.nodes:
-        own = settings[node.invocation]
-        rank = 0
-        for above in run.graph.ancestors([node.unique_id]) & level.keys():
-            apart = settings[by_id[above].invocation] != own
-            rank = max(rank, level[above] + apart)
-        level[node.unique_id] = rank
-        groups.setdefault((rank, own), []).append(node)
-    return [
-        part
-        for _, nodes in sorted(groups.items(), key=lambda item: item[0])
-        for part in _split(
-            Group(run.state.invocations[nodes[0].invocation], tuple(nodes)), run.graph
+    left = unsettled(run.state)
+    if plan.dropped:
+        failing = tuple(left[u].result for u in plan.dropped if u in left)
+        return Retried(
+            run_id,
+            attempts,
+            "failing",
+            still_failing=failing,
+            exit_code=EXIT_STILL_FAILING,
+            total=total,
         )
-    ]
+    hooks = [uid for uid in left if uid.startswith("operation.")]
+    if hooks and not options.ignore_failed_hooks:
+        raise RefusedError(
+            f"every node of run {run_id} was built, but {hooks[0]} failed, and dbt runs a hook "
+            "only with a command: what the hook should have done is missing",
+            hint=f"run the command again: dbt-recover exec --run-id {run_id} -- {_typed(run)}\n"
+            "  or take the run as whole: --ignore-failed-hooks",
+        )
+    archive = where.archive
+    if archive.summary(archive.entry(run.place)).status == "failed":
+        archive.settle(run.place, attempts, total, run.state.run.logical_date)
+    return Retried(run_id, attempts, "already_complete", total=total)
 
 
-def _split(group: Group, graph: Graph) -> list[Group]:
-    """`dbt build` runs a unit test only beside its model; alone it takes `dbt test`, which is
-    given the unit tests first: in a build they come before their models, too."""
-    planned = {n.unique_id for n in group.nodes}
-    alone = {
-        n.unique_id
-        for n in group.nodes
-        if n.resource_type == "unit_test"
-        and n.unique_id in graph.nodes
-        and planned.isdisjoint(graph.nodes[n.unique_id].tested)
-    }
-    if not alone:
-        return [group]
-    first = tuple(n for n in group.nodes if n.unique_id in alone)
-    rest = tuple(n for n in group.nodes if n.unique_id not in alone)
-    parts = [replace(group, nodes=first, command="test")]
-    return parts + ([replace(group, nodes=rest)] if rest else [])
-
-
-def _settings(invocation: Invocation) -> str:
-    command = restored(invocation, Overrides())
-    return " ".join(sorted(w for w in command.argv()[len(command.launcher) :] if w))
-
-
-def _blocked(node: PlannedNode, graph: Graph, added: Sequence[Recorded]) -> bool:
-    """Whether something above it failed in an earlier command of this attempt."""
-    failed = {
-        uid
-        for r in added
-        for uid, result in r.results.items()
-        if result.status in FAILURES or result.status == SKIPPED
-    }
-    if not failed:
-        return False
-    above = graph.ancestors([node.unique_id])
-    broken_tests = {u for u in failed if u in graph.nodes and graph.nodes[u].resource_type in TESTS}
-    tested = {p for t in broken_tests for p in graph.parents.get(t, ())}
-    return bool(above & (failed | tested))
+def _typed(run: LoadedRun) -> str:
+    """The command of the run's first invocation, as one would type it again."""
+    argv = run.state.invocations[0].argv
+    return shlex.join(argv) if argv else f"dbt {run.state.invocations[0].command}"
 
 
 def _run_group(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .cli_options import chosen, output_option, planning_options
 from .cli_upkeep import COMMANDS as UPKEEP
 from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
 
@@ -206,91 +207,6 @@ def cli(context: click.Context, /, **options: Any) -> None:
     check_names(context.meta["dbt_recover.file"], known)
 
 
-def _output(function: F) -> F:
-    return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["table", "json"]),
-        default="table",
-        show_default=True,
-        help="A table for people or JSON for programs.",
-    )(function)
-
-
-def _planning(function: F) -> F:
-    """Options that plan and retry share."""
-    options = (
-        click.option(
-            "--tests",
-            type=click.Choice(["rebuild", "recheck"]),
-            default="rebuild",
-            show_default=True,
-            help="For a failed test: rebuild the models it tests first, or only run it again.",
-        ),
-        click.option(
-            "--select", multiple=True, metavar="SELECTION", help="Only these of the plan."
-        ),
-        click.option(
-            "--exclude", multiple=True, metavar="SELECTION", help="Not these of the plan."
-        ),
-        click.option("--vars", "variables", metavar="YAML", help="Laid over the run's own vars."),
-        click.option("--target", metavar="NAME", help="Instead of the run's target."),
-        click.option("--profile", metavar="NAME", help="Instead of the run's profile."),
-        click.option("--threads", type=click.IntRange(1), help="Instead of the run's threads."),
-        click.option(
-            "--defer-state", metavar="DIR", help="The state that a run with --defer was about."
-        ),
-        click.option("--full-refresh", is_flag=True, help="Rebuild incremental models and seeds."),
-        click.option(
-            "--strategy",
-            type=click.Choice(["auto", "select", "retry", "defer"]),
-            default="auto",
-            show_default=True,
-            help="How dbt is told: build --select, dbt retry, or build --defer.",
-        ),
-        click.option("--allow-drift", is_flag=True, help="Go on though other code was edited."),
-        click.option(
-            "--allow-non-idempotent", is_flag=True, help="Go on though rows may be added twice."
-        ),
-        click.option("--allow-other-project", is_flag=True, help="Go on in another dbt project."),
-        click.option("--allow-other-target", is_flag=True, help="Go on in another target."),
-        click.option(
-            "--allow-unknown-scope", is_flag=True, help="Go on though more may be left undone."
-        ),
-        click.option(
-            "--allow-older-run", is_flag=True, help="Go on though a later run has built the same."
-        ),
-        click.option("--logical-date", metavar="DATE", help="The run of this Airflow date."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def _options(app: App, given: dict[str, Any]) -> Options:
-    from .command_line import parse_vars
-    from .recover import Options
-    from .restore import Overrides
-
-    return Options(
-        strategy=given["strategy"],
-        tests=given["tests"],
-        select=tuple(w for s in given["select"] for w in s.split()),
-        exclude=tuple(w for s in given["exclude"] for w in s.split()),
-        overrides=Overrides(
-            vars=parse_vars(given["variables"] or ""),
-            target=given["target"] or "",
-            profile=given["profile"] or "",
-            threads=given["threads"],
-            full_refresh=given["full_refresh"],
-            defer_state=given["defer_state"] or "",
-            project_dir=app.options["project_dir"] or "",
-            profiles_dir=app.options["profiles_dir"] or "",
-        ),
-        **{k: v for k, v in given.items() if k.startswith("allow_")},
-    )
-
-
 @cli.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
@@ -347,7 +263,7 @@ def archive(
 )
 @click.option("--logical-date", default="", metavar="DATE", help="Runs of this Airflow date.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
-@_output
+@output_option
 @click.pass_obj
 def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:
     """Past runs, newest first."""
@@ -367,7 +283,7 @@ def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:
 @click.argument("run", default="latest")
 @click.option("--full", is_flag=True, help="Whole error messages and lists.")
 @click.option("--logical-date", default="", metavar="DATE", help="The run of this Airflow date.")
-@_output
+@output_option
 @click.pass_obj
 def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None:
     """One run: its invocations, what failed with the real error, what was held up."""
@@ -383,9 +299,9 @@ def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None
 
 @cli.command()
 @click.argument("run", default="latest-failed")
-@_planning
+@planning_options
 @click.option("--ask-dbt", is_flag=True, help="Let dbt tell what the archive does not say.")
-@_output
+@output_option
 @click.pass_obj
 def plan(
     app: App, /, run: str, output: str, logical_date: str | None, ask_dbt: bool, **given: Any
@@ -393,7 +309,9 @@ def plan(
     """What retry would run again and why. Does not start dbt unless --ask-dbt is given."""
     from .render import documents, tables
 
-    loaded, made = app.plan(app.archive(), run, logical_date, _options(app, given), ask=ask_dbt)
+    loaded, made = app.plan(
+        app.archive(), run, logical_date, chosen(app.options, given), ask=ask_dbt
+    )
     click.echo(
         documents.dump(documents.plan(made, loaded.state))
         if output == "json"
@@ -403,9 +321,9 @@ def plan(
 
 @cli.command()
 @click.argument("run", default="latest-failed")
-@_planning
+@planning_options
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
-@_output
+@output_option
 @click.pass_context
 def retry(
     context: click.Context,
@@ -427,7 +345,7 @@ def retry(
         )
         return
     app: App = context.obj
-    options = _options(app, given)
+    options = chosen(app.options, given)
     kept = app.archive()
     # A recorder that was killed here knows more of the run than the archive does.
     deliver_leftovers(app.where(kept), spool_home(app.where(kept), app.project()), quiet=True)

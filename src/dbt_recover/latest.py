@@ -102,23 +102,36 @@ def publish_latest(archive: Archive, run: LoadedRun) -> Published:
     if why:
         return Published(False, why)
     word = _word(run)
-    before, etag = _pointer(storage)
-    if before is None and any(storage.stat(layout.LATEST + name) for name in FILES):
-        return Published(False, "latest/ is written by another program: it has no pointer.json")
-    before = before or Latest(FORMAT_VERSION)
-    if word < max(before.run, before.updating or before.run):
-        return Published(False, f"a newer run is there: {before.run.run_id}")
-    if before.run == word and before.updating is None:
-        return Published(True)
     with tempfile.TemporaryDirectory(prefix="dbt-recover-latest-") as directory:
-        try:
-            files = _fetch(archive, run, Path(directory))
-            _replace(storage, before, etag, word, files, Path(directory))
-        except RefusedError as exc:
-            return Published(False, exc.message)
-        except (_Overtaken, PreconditionFailed):
-            return Published(False, "another run's files were written meanwhile")
-    return Published(True)
+        files: dict[str, LatestFile] = {}
+        for attempt in range(_TRIES):
+            before, etag = _pointer(storage)
+            why = _ahead_of(word, before, storage, again=attempt > 0)
+            if why or (before is not None and before.run == word and before.updating is None):
+                return Published(not why, why)
+            try:
+                files = files or _fetch(archive, run, Path(directory))
+                _replace(
+                    storage, before or Latest(FORMAT_VERSION), etag, word, files, Path(directory)
+                )
+            except RefusedError as exc:
+                return Published(False, exc.message)
+            except (_Overtaken, PreconditionFailed):
+                continue
+            return Published(True)
+    return Published(False, "others write there all the time")
+
+
+def _ahead_of(word: LatestWord, before: Latest | None, storage: Storage, *, again: bool) -> str:
+    """Why latest/ is not for this run to write, if it is not."""
+    if before is None:
+        theirs = any(storage.stat(layout.LATEST + name) for name in FILES)
+        return "latest/ is written by another program: it has no pointer.json" if theirs else ""
+    newest = max(before.run, before.updating or before.run)
+    if newest > word:
+        return f"a newer run is there: {newest.run_id}"
+    # Entered by another with the same: at first one that was stopped, later one that is at work.
+    return "another is writing the same" if again and before.updating == word else ""
 
 
 def faults_of_latest(storage: Storage) -> Iterator[tuple[str, str]]:

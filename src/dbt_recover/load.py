@@ -154,7 +154,7 @@ def _step_as_invocation(model: Invocation, number: int, step: Step) -> Recorded:
     variables = {**(model.args.get("vars") or {}), **args.get("vars", {})}
     restored = {k: model.args[k] for k in ("target", "profile", "threads") if k in model.args}
     invocation = Invocation(
-        invocation_id=f"step:{step.name}",
+        invocation_id=f"step:{number:04d}:{step.name}",
         run=model.run,
         step=step.name,
         argv=step.command.argv(),
@@ -162,8 +162,8 @@ def _step_as_invocation(model: Invocation, number: int, step: Step) -> Recorded:
         args={**restored, **args, **({"vars": variables} if variables else {})},
         project_name=model.project_name,
         target=step.command.value("--target") or model.target,
-        # After every invocation of the first attempt, in the declared order.
-        began=f"9999-{number:04d}",
+        began=model.began,
+        dbt_version=model.dbt_version,
         end=NEVER_BEGAN,
     )
     return Recorded(invocation, {}, frozenset(), complete=False)

@@ -41,6 +41,7 @@ class Options:
     allow_other_target: bool = False
     allow_unknown_scope: bool = False
     allow_older_run: bool = False
+    ignore_failed_hooks: bool = False
 
 
 def plan_run(

@@ -15,6 +15,7 @@ from .graph import BUILDABLE, TESTS, Graph
 from .model import (
     FAILURES,
     IN_FLIGHT,
+    NEVER_BEGAN,
     SKIPPED,
     SUCCESSES,
     UNRECORDED,
@@ -29,11 +30,15 @@ _NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
 
 
 def in_order(recorded: Iterable[Recorded]) -> list[Recorded]:
-    """By attempt, then by beginning."""
-    return sorted(
-        recorded,
-        key=lambda r: (r.invocation.attempt, r.invocation.began, r.invocation.invocation_id),
-    )
+    """By attempt, then by beginning; declared steps that never began after those that did, in the
+    order of the declaration (which their ids carry)."""
+
+    def key(record: Recorded) -> tuple[int, bool, str, str]:
+        invocation = record.invocation
+        waiting = invocation.end == NEVER_BEGAN
+        return invocation.attempt, waiting, invocation.began, invocation.invocation_id
+
+    return sorted(recorded, key=key)
 
 
 def merge(

@@ -405,7 +405,7 @@ _HOLD = """\
   {%- else -%} 0 {%- endif -%}
 {%- endmacro %}
 {% macro fail(name) -%}
-  {%- if env_var('FAIL', '') == name -%} cast('broken' as int) {%- else -%} 0 {%- endif -%}
+  {%- if name in env_var('FAIL', '').split(',') -%} cast('broken' as int) {%- else -%} 0 {%- endif -%}
 {%- endmacro %}
 """
 
@@ -513,8 +513,20 @@ class Running:
         """Wait until the query of a node that HOLD names is at work. dbt says only that it is
         about to send it, and what is not at work yet cannot be interrupted."""
         self.begun(unique_id)
+        self._works(unique_id)
+
+    def holds_batch(self, batch: str) -> None:
+        """The same for a batch of a microbatch model: 20260131."""
+        day = f"{batch[:4]}-{batch[4:6]}-{batch[6:]}".encode()
+        self.until(
+            lambda: any(b'"LogStartBatch"' in at and day in at for at in self.lines()),
+            f"batch {batch} began",
+        )
+        self._works(batch)
+
+    def _works(self, what: str) -> None:
         before = _ticks(self.dbt())
-        self.until(lambda: _ticks(self.dbt()) > before + 40, f"{unique_id} is at work")
+        self.until(lambda: _ticks(self.dbt()) > before + 40, f"{what} is at work")
 
     def until(self, look: Callable[[], T], what: str) -> T:
         """Wait until look() is true; fails loudly when it ends before, or never does."""

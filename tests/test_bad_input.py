@@ -509,7 +509,7 @@ def test_a_newer_commit_record(archived: Checkout) -> None:
     path = _object(archived, "commit.json")
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "version": 2}))
-    refuses(archived, DamagedError, "retry", naming="commit.json has version 2")
+    refuses(archived, DamagedError, "retry", naming="commit.json has format version 2")
 
 
 # Configuration and arguments

@@ -19,7 +19,21 @@ import click
 import msgspec
 import pytest
 
-from dbt_recover import cli, config, errors, journal, layout, lease, manifest, model, records
+from dbt_recover import (
+    cli,
+    config,
+    doctor,
+    errors,
+    journal,
+    latest,
+    layout,
+    lease,
+    manifest,
+    model,
+    prune,
+    records,
+    verify,
+)
 from dbt_recover.carry_out import Retried
 from dbt_recover.config import check_names, read_file
 from dbt_recover.context import Identity
@@ -42,8 +56,9 @@ from dbt_recover.plan import (
     Policy,
     make_plan,
 )
-from dbt_recover.render import documents
+from dbt_recover.render import documents, upkeep
 from dbt_recover.storage.options import S3Options
+from dbt_recover.verify_run import Finding
 from projects import ARTIFACTS
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +207,7 @@ STATE = RunState(
     [Invocation("i", RunInfo("r", "2026-01-31T06:00:00Z"), end="exit")],
     {"model.a.b": NodeState(NodeResult("model.a.b", "error"), 1, "i", 0)},
 )
+PLACE = layout.RunPlace.of("r", "2026-01-31T06:00:00Z")
 MADE: dict[str, Any] = {
     "runs": documents.runs([RunSummary(STATE.run, "failed", 1, 1, 1, 1, 1.0, "build")]),
     "show": documents.show(STATE),
@@ -206,6 +222,14 @@ MADE: dict[str, Any] = {
     "retry": documents.retried(
         Retried("r", 2, "failing", ("model.a.b",), (NodeResult("model.a.b", "error"),))
     ),
+    "verify": upkeep.verified_document(
+        verify.Report("url", 1, 1, 1, 1, 1, (Finding("key", "wrong", "mend"),))
+    ),
+    "prune": upkeep.pruned_document(
+        prune.Plan(prune.Decision((prune.Judged(prune.Candidate(PLACE, "failed"), ("why",)),), ())),
+        None,
+    ),
+    "doctor": upkeep.examined_document(doctor.Diagnosis((doctor.Check("name", "ok", "what"),))),
 }
 
 
@@ -251,10 +275,9 @@ def all_keys(shaped: Any) -> set[str]:
 
 def test_causes_and_outcomes_are_all_listed() -> None:
     text = (DOCS / "json.md").read_text("utf-8")
-    source = (SOURCE / "plan.py").read_text("utf-8")
-    causes = set(re.findall(r'_Draft\(\s*"(\w+)"', source))
+    source = "".join(p.read_text("utf-8") for p in SOURCE.glob("*.py"))
+    causes = set(re.findall(r'Draft\(\s*"(\w+)"', source))
     assert {row[0] for row in rows(text[text.index("| cause |") :])} == causes
-    source = (SOURCE / "carry_out.py").read_text("utf-8")
     outcomes = {row[0]: row[1] for row in rows(text[text.index("| outcome |") :])}
     for word in outcomes:
         assert f'"{word}"' in source
@@ -434,11 +457,8 @@ def test_examples_of_how_it_decides(example: Example) -> None:
 
 def test_warnings_are_all_documented() -> None:
     table = table_after((DOCS / "how-it-decides.md").read_text("utf-8"), "What stops a retry")
-    codes = {
-        code
-        for name in ("plan.py", "recover.py")
-        for code in re.findall(r'PlanWarning\(\s*"(\w+)"', (SOURCE / name).read_text("utf-8"))
-    }
+    source = "".join(p.read_text("utf-8") for p in SOURCE.glob("*.py"))
+    codes = set(re.findall(r'PlanWarning\(\s*"(\w+)"', source))
     assert {row[0] for row in table} == codes
     retry = cli.cli.commands["retry"]
     known = {flag for p in retry.params for flag in p.opts}
@@ -459,6 +479,8 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "Results": records.Results,
     "SignOfLife": records.SignOfLife,
     "Holder": lease.Holder,
+    "Mark": prune.Mark,
+    "Latest": latest.Latest,
     "Record": journal.Record,
     "_CompactGraph": manifest._CompactGraph,
 }
@@ -469,6 +491,8 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "Verdict": records.Verdict,
     "NodeResult": model.NodeResult,
     "Node": Node,
+    "LatestWord": latest.LatestWord,
+    "LatestFile": latest.LatestFile,
 }
 FORMAT = DOCS / "archive-format.md"
 
@@ -540,7 +564,8 @@ def test_keys_of_the_archive_are_those_of_the_layout() -> None:
         place.heartbeat(":").replace(layout.encode_id(":"), "<invocation>"),
         place.lease,
         place.pruned,
-        layout.LATEST,
+        latest.POINTER,
+        *(layout.LATEST + name for name in latest.FILES),
         *(
             place.data(":", f"{name}.zst").replace(layout.encode_id(":"), "<invocation>")
             for name in (*layout.ARTIFACTS, "manifest.early.json", "graph.json", "results.json")

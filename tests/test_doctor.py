@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from archives import BAD, GOOD, PROJECT, Altered, begin, contents, made, place_of, publish
-from conftest import Bucket
+from conftest import Bucket, fresh_bucket
 from dbt_recover import checkout as checkouts
 from dbt_recover.archive import Archive
 from dbt_recover.doctor import Check, Diagnosis, Surroundings, dbt_version, examine
@@ -30,6 +30,7 @@ from dbt_recover.storage import Storage, open_storage
 from dbt_recover.storage.base import Blob, Entry, Stat
 from dbt_recover.storage.local import LocalStorage
 from projects import REAL_DBT, Checkout, checkout
+from servers import ServerUnavailable, rclone_server
 
 NAMES = [
     *("archive", "write", "read", "list", "clock", "conditions", "delete"),
@@ -191,6 +192,18 @@ def test_the_store_is_asked_for_conditions_itself(
             return False
 
     assert only(examine(with_store(around, Asked(local))), "fail") == ["conditions"]
+
+
+@pytest.mark.cluster
+def test_rclone_ignores_conditions(around: Surroundings, tmp_path: Path) -> None:
+    try:
+        with rclone_server(tmp_path) as server:
+            bucket = fresh_bucket(server)
+            found = examine(with_store(around, open_storage(bucket.url, bucket.options)))
+    except ServerUnavailable as reason:
+        pytest.skip(str(reason))
+    assert only(found, "fail") == ["conditions"]
+    assert found.exit_code == StorageError.exit_code
 
 
 def test_clocks(around: Surroundings, local: LocalStorage) -> None:

@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 import zstandard
 
 from conftest import fresh_bucket
@@ -932,7 +933,7 @@ def test_a_secret_var(killed: bool, tmp_path: Path) -> None:
 
     # The value comes from the person, whose shell has no such variable.
     recover(laptop, {"model.relay.telling"}, "--vars", json.dumps({"token": SECRET}))
-    again = json.loads(laptop.calls[0].value("--vars") or "")
+    again = yaml.safe_load(laptop.calls[0].value("--vars") or "")
     assert again == {"token": SECRET, "day": "2026-01-31"}
     assert _with_secret(kept) <= DBTS_OWN
     for command in ("show", "plan", "runs"):

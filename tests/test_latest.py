@@ -15,6 +15,7 @@ from archives import (
     BAD,
     DAILY,
     GOOD,
+    PROJECT,
     Altered,
     Dying,
     begin,
@@ -138,7 +139,7 @@ def test_the_same_again_changes_nothing(local: LocalStorage) -> None:
 def test_a_recovered_run_is_merged_over_its_attempts(local: LocalStorage) -> None:
     publish(local, FAILED)
     why = put(local, "failed")
-    assert (why.written, why.why) == (False, "2 of its nodes have to run again")
+    assert (why.written, why.why) == (False, "2 of its nodes are not done")
     assert local.stat(POINTER) is None
     rest = {**{u: "success" for u, s in BAD.items() if s != "success"}}
     publish(local, made("failed", rest, began=FAILED.began, attempt=2, later=30,
@@ -201,6 +202,29 @@ def test_what_another_writes_is_not_touched(local: LocalStorage) -> None:
     local.write("latest/manifest.json", b"theirs")
     assert "another program" in put(local, "first").why
     assert contents(local, "latest/") == {"latest/manifest.json": b"theirs"}
+
+
+def test_only_names_from_the_list_are_written(local: LocalStorage, tmp_path: Path) -> None:
+    """A commit record that names more, and names it so that it would lie elsewhere."""
+    run = loaded(local, "first")
+    key = run.place.commit(FIRST.invocation_id)
+    commit = json.loads(local.read(key).data)
+    (catalog,) = (a for a in commit["artifacts"] if a["name"] == "catalog.json")
+    for name in ("../../evil.json", "/tmp/evil.json", "graph.gpickle", "pointer.json"):
+        commit["artifacts"].insert(0, {**catalog, "name": name})
+    local.write(key, json.dumps(commit).encode())
+    assert put(local, "first").written
+    assert len(contents(local, "latest/")) == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    # And one that names as its own what is not.
+    catalog["key"] = "archive.json"
+    local.write(key, json.dumps(commit).encode())
+    local.delete(POINTER)
+    for name in ("manifest.json", "run_results.json", "catalog.json"):
+        local.delete(f"latest/{name}")
+    with pytest.raises(DamagedError, match=r"'archive.json', outside of data/"):
+        put(local, "first")
+    assert seen(local) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"version": 2}'])
@@ -306,6 +330,12 @@ def test_an_older_run_that_comes_in_between_gives_way(
     assert put(kind(local, step, lambda: come.append(put(local, "first"))), "second").written
     assert seen(local) == "second"
     assert len(come) == (0 if kind is MeanwhileAsking and step > 1 else 1)
+
+
+def test_a_run_whose_hook_failed_is_not_whole(local: LocalStorage) -> None:
+    hook = {f"operation.{PROJECT}.{PROJECT}-on-run-end-0": "error"}
+    publish(local, made("hooked", GOOD | hook, began="2026-02-03T06:00:00Z"))
+    assert put(local, "hooked").why == "1 of its nodes are not done"
 
 
 def test_two_writers_of_the_same(local: LocalStorage) -> None:

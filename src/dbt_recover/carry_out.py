@@ -51,6 +51,8 @@ class Retried:
     exit_code: int = EXIT_RECOVERED
     seconds: float = 0.0
     total: int = 0
+    elsewhere: str = ""
+    """The target, where it was another than the run's: the run itself is then as it was."""
 
 
 def _verdict(state: RunState, run: LoadedRun, options: Options) -> Verdict:
@@ -146,10 +148,13 @@ def _under_lease(
             raise _ran_nothing(outcome, nodes)
         if interrupted:
             break
-    state = run.restate(added)
-    return _outcome(
-        run, state, identity.attempt, executed, interrupted, time.monotonic() - began, options
-    )
+    # Of a retry into another target it is said how that went; the run itself stays as it was.
+    state = run.restate(added, any_target=True)
+    seconds = time.monotonic() - began
+    done = _outcome(run, state, identity.attempt, executed, interrupted, seconds, options)
+    own = {n.unique_id: run.state.invocations[n.invocation].target for n in plan.nodes}
+    elsewhere = {r.invocation.target for r in added} - set(own.values()) - {""}
+    return replace(done, elsewhere=min(elsewhere, default=""))
 
 
 def refuse(plan: Plan) -> None:

@@ -30,7 +30,7 @@ import zstandard
 from . import layout, uploads
 from .artifacts import read_run_results
 from .layout import FORMAT_VERSION, RunPlace, encode_id
-from .publish import AlreadyArchived, Publication, Spool, SpoolState
+from .publish import Publication, Spool, SpoolState
 from .records import Begun, InvocationPointer, RunPointer
 from .storage.base import Blob, Entry, MissingKey, Stat, Storage
 from .uploads import Contents, Upload
@@ -43,10 +43,11 @@ _FOLDERS_TRIED = 20
 class DatedFolders:
     """A store with another writer's dated folders in it, which are shown as runs."""
 
-    def __init__(self, ours: Storage) -> None:
+    def __init__(self, ours: Storage, folders: builtins.list[str]) -> None:
         self.ours = ours
         """The store as it is."""
         self.url = ours.url
+        self._folders = folders
         self._contents: dict[str, Contents] = {}
         self._summaries: dict[str, str] = {}
         self._copied: set[str] = set()
@@ -57,9 +58,10 @@ class DatedFolders:
         """The view of a store that holds such folders, None for any other store."""
         if isinstance(storage, cls):
             return storage
-        for folder in uploads.folders(storage)[:_FOLDERS_TRIED]:
+        folders = uploads.folders(storage)
+        for folder in folders[:_FOLDERS_TRIED]:
             if storage.stat(f"{folder}/{uploads.RUN_RESULTS}") is not None:
-                return cls(storage)
+                return cls(storage, folders)
         return None
 
     def is_theirs(self, place: RunPlace) -> bool:
@@ -94,12 +96,12 @@ class DatedFolders:
         if not prefix.startswith((layout.RUNS, "ids/runs/")):
             return iter(own)
         listed = (layout.parse_record_key(e.key) for e in own)
-        committed = {e.invocation_id for e in listed if e is not None and e.kind == "commit"}
+        copied = {e.invocation_id for e in listed if e is not None and e.kind == "summary"}
         keys = {e.key for e in own}
         made = [
             Entry(key, 0)
             for upload in self._uploads.values()
-            if upload.invocation_id not in committed
+            if upload.invocation_id not in copied
             for key in self._keys(upload, prefix)
             if key.startswith(prefix) and key > after and key not in keys
         ]
@@ -140,13 +142,9 @@ class DatedFolders:
     def _uploads(self) -> dict[str, Upload]:
         """Place -> folder. Of folders with the same invocation (a dbt that fails early leaves the
         results of the day before) it is the oldest's."""
-        names = uploads.folders(self.ours)
-        dated = sorted(n for n in names if layout.is_date(n))
+        # By name: days in their order, then latest.
         with ThreadPoolExecutor(8) as pool:
-            looks = pool.map(
-                lambda folder: uploads.look(self.ours, folder),
-                [*dated, *(n for n in names if n not in dated)],
-            )
+            looks = [*pool.map(lambda f: uploads.look(self.ours, f), sorted(self._folders))]
         found: dict[str, Upload] = {}
         for upload in looks:
             if upload is not None:
@@ -227,7 +225,8 @@ class DatedFolders:
             name, ident = upload.place.name, upload.invocation_id
             if name in self._copied:
                 return
-            if self.ours.stat(upload.place.commit(ident)) is None:
+            # The summary is what publishing writes last.
+            if next(self.ours.list(upload.place.records(ident) + "~"), None) is None:
                 self._publish(upload)
             self._copied.add(name)
 
@@ -247,13 +246,10 @@ class DatedFolders:
             uploads.check_same(self.ours, upload, ran)
             kept.append(spool.keep_bytes("graph.json", contents.graph))
             kept.append(spool.keep_bytes("results.json", contents.results))
-            commit = msgspec.structs.replace(contents.commit, artifacts=kept)
-            try:
-                Publication(Archive(self.ours), spool).finish(commit)
-            except AlreadyArchived as exc:
-                # By another, in the same way: then it is there.
-                if exc.run_id != upload.run.run_id:
-                    raise
+            # With the same nonce whoever copies it: another's commit is as good as ours.
+            nonce = hashlib.sha256(upload.invocation_id.encode()).hexdigest()[:16]
+            commit = msgspec.structs.replace(contents.commit, artifacts=kept, nonce=nonce)
+            Publication(Archive(self.ours), spool).finish(commit)
 
     def _fetch(self, key: str, path: Path) -> None:
         with closing(self.ours.open(key)) as stream, path.open("wb") as file:

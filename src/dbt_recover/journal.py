@@ -76,6 +76,7 @@ class _NodeInfo(msgspec.Struct):
     node_started_at: str = ""
     node_finished_at: str = ""
     node_relation: _Relation | None = None
+    materialized: str = ""
 
 
 class _RunResult(msgspec.Struct):
@@ -117,7 +118,10 @@ def parse_event(line: bytes) -> Record | None:
         make = _MAKERS.get(event.info.name)
         if make is None:
             return None
-        return make(event.info, _data.decode(event.data))
+        data = _data.decode(event.data)
+        if data.node_info is not None and data.node_info.materialized == "ephemeral":
+            return None  # dbt starts and finishes them, and executes nothing
+        return make(event.info, data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -48,6 +48,7 @@ class _Process(msgspec.Struct):
 
 class _Attributes(msgspec.Struct):
     unique_id: str = ""
+    materialization: str = ""
     node_outcome: str = ""
     node_test_detail: _Test | None = None
     duration_ms: int = 0
@@ -83,6 +84,8 @@ def parse_span(line: bytes, root: str) -> Record | None:
         return None
     ident, ended = _uuid(span.trace_id), span.record_type == "SpanEnd"
     at = _iso(span.end_time_unix_nano if ended else span.start_time_unix_nano)
+    if said.materialization == "NODE_MATERIALIZATION_EPHEMERAL":
+        return None
     if span.event_type == _NODE and said.unique_id:
         return _node(span, said, ident, at, ended)
     if span.event_type == _INVOCATION:

@@ -34,6 +34,7 @@ from .load import LoadedRun
 from .model import NEVER_BEGAN
 from .plan import Policy, make_plan
 from .records import MAX_RECORD
+from .runstate import unsettled
 from .storage.base import MissingKey, PreconditionFailed, Storage
 from .stream import save
 
@@ -176,8 +177,8 @@ def _why_not(run: LoadedRun) -> str:
         return run.state.warnings[0]
     if not run.state.nodes:
         return "it has executed nothing"
-    left = make_plan(run.state, run.graph, Policy()).nodes
-    return f"{len(left)} of its nodes have to run again" if left else ""
+    left = make_plan(run.state, run.graph, Policy()).ids or tuple(unsettled(run.state))
+    return f"{len(left)} of its nodes are not done" if left else ""
 
 
 def _word(run: LoadedRun) -> LatestWord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from . import checkout
@@ -37,6 +37,8 @@ class LoadedRun:
     """Of the latest invocation that left one."""
     origin: Graph
     """Of the earliest one, where nodes of the run are missing from the latest; else the same."""
+    base: Graph
+    """Of the first attempt: what today's files are compared with."""
     state: RunState
     intended: Mapping[str, frozenset[str]]
     """invocation_id -> what it was meant to execute, of those that did not come to their end."""
@@ -54,14 +56,19 @@ class LoadedRun:
         """What a retry of the run, or of one step of it, has to hold the lease of."""
         return self.place if step is None else self.place.of_step(step)
 
-    def restate(self, added: Sequence[Recorded]) -> RunState:
-        """The run's state with these invocations added."""
+    def restate(self, added: Sequence[Recorded], *, any_target: bool = False) -> RunState:
+        """The run's state with these invocations added; see runstate.merge."""
         own = {
             r.invocation.invocation_id: frozenset(r.invocation.intended)
             for r in added
             if not r.complete and r.invocation.intended is not None
         }
-        state = merge([*self.recorded, *added], {**self.intended, **own}, self.state.warnings)
+        state = merge(
+            [*self.recorded, *added],
+            {**self.intended, **own},
+            self.state.warnings,
+            any_target=any_target,
+        )
         if self.scope is None:
             return state
         nodes = {uid: node for uid, node in state.nodes.items() if uid in self.scope}
@@ -90,9 +97,7 @@ class LoadedRun:
         merged = merge(kept, intended, unknown)
         nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
         state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
-        return LoadedRun(
-            self.place, kept, self.graph, self.origin, state, intended, self.seen, scope
-        )
+        return replace(self, recorded=kept, state=state, intended=intended, scope=scope)
 
 
 def load(
@@ -131,7 +136,11 @@ def load(
     graph = origin = graph or Graph([])
     if not graph.nodes.keys() >= {u for u in state.nodes if not u.startswith("operation.")}:
         origin = next((g for r in recorded if (g := archive.graph(r)) is not None), graph)
-    return LoadedRun(place, recorded, graph, origin, state, intended, seen)
+    base = graph
+    if any(r.invocation.attempt > 1 for r in recorded):
+        firsts = [r for r in reversed(recorded) if r.invocation.attempt == 1]
+        base = next((g for r in firsts if (g := archive.graph(r)) is not None), graph)
+    return LoadedRun(place, recorded, graph, origin, base, state, intended, seen)
 
 
 def _steps(

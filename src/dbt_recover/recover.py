@@ -18,7 +18,7 @@ from .load import Asking, LoadedRun
 from .manifest import read_manifest
 from .model import SUCCESSES, Invocation
 from .pipeline import Pipeline, pipeline_of
-from .plan import Plan, PlanWarning, Policy, make_plan, name_of
+from .plan import Changes, Plan, PlanWarning, Policy, make_plan, name_of
 from .restore import Overrides, restored
 from .scope import ask_dbt
 from .selection import Selection, Unsupported, select
@@ -62,7 +62,7 @@ def plan_run(
     other = _other_project(run, project)
     if other and not options.allow_other_project:
         asking = None  # it will be refused; nothing is parsed there
-    changes = checkout.changes(run.graph, project) if project is not None else None
+    changes = _changes(run, project, archive) if project is not None else None
     current: Graph | None = None
     unparsed: tuple[PlanWarning, ...] = ()
     if project is not None and changes is not None and changes.structural:
@@ -99,6 +99,25 @@ def plan_run(
 
 _LATER_RUNS = 20
 """How many later runs are looked into; whoever retries an older one has to ask for it anyway."""
+
+
+def _changes(run: LoadedRun, project: checkout.Project, archive: Archive | None) -> Changes:
+    """What was edited since the run; not what a later attempt has already run with today's code."""
+    changes = checkout.changes(run.base, project)
+    if archive is None or not changes.nodes or run.base is run.graph:
+        return changes
+    still = set(changes.nodes)
+    for index, record in enumerate(run.recorded):
+        ran = {
+            uid
+            for uid in still
+            if uid in run.state.nodes
+            and run.state.nodes[uid].index == index
+            and run.state.nodes[uid].result.status in SUCCESSES
+        }
+        if record.invocation.attempt > 1 and ran and (graph := archive.graph(record)) is not None:
+            still -= ran - checkout.changes(graph, project).nodes
+    return replace(changes, nodes=frozenset(still))
 
 
 def _built_later(

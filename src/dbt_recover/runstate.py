@@ -45,8 +45,11 @@ def merge(
     recorded: Sequence[Recorded],
     intended: Mapping[str, frozenset[str]],
     warnings: Sequence[str] = (),
+    *,
+    any_target: bool = False,
 ) -> RunState:
-    """The run's state.
+    """The run's state. A retry into another target says nothing of the run's own relations, and
+    counts only with `any_target`.
 
     `intended`: invocation_id -> what it was meant to execute, for those that did not come to
     their own end (see recover.intended_of). An invocation that ended by itself recorded it all.
@@ -62,6 +65,11 @@ def merge(
             # dbt 1.10 and later list exposures among the results; there is nothing to execute.
             if result.unique_id.startswith(_NEVER_EXECUTED):
                 return
+            before = nodes.get(result.unique_id)
+            if before is not None and not any_target and invocation.intended is not None:
+                target = ordered[before.index].invocation.target
+                if target and invocation.target and target != invocation.target:
+                    return
             nodes[result.unique_id] = NodeState(
                 result, invocation.attempt, invocation.invocation_id, index
             )

@@ -209,6 +209,8 @@ def outcome(done: Retried, graph: Graph) -> str:
     if done.outcome == "already_complete":
         return f"{run} is already complete: {done.total} nodes, nothing to run again"
     share = f"{len(done.executed)} of {done.total} nodes run again in {duration(done.seconds)}"
+    if done.outcome == "recovered" and done.elsewhere:
+        return f"{run}: {share}, in target {done.elsewhere}; in its own target the run is as it was"
     if done.outcome == "recovered":
         return f"{run} recovered by attempt {done.attempt}: {share}"
     if done.outcome == "interrupted":

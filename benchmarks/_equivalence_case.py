@@ -112,7 +112,9 @@ def run_case(
     """Do it all, in a directory that must not exist yet."""
     case = Case(seed, kind, index)
     try:
-        situation = _prepare(case, random.Random(f"{seed}/{kind}/{index}"), max_nodes, Room(home, dbt))
+        situation = _prepare(
+            case, random.Random(f"{seed}/{kind}/{index}"), max_nodes, Room(home, dbt)
+        )
         for way in ways:
             situation.room.restore("broken")
             try:
@@ -151,7 +153,10 @@ def _prepare(case: Case, rng: random.Random, max_nodes: int, room: Room) -> Situ
     room.save("before")
 
     full = [
-        (name, [*words, *flags, *(day_flags(project, days) if words[0] in ("run", "build") else [])])
+        (
+            name,
+            [*words, *flags, *(day_flags(project, days) if words[0] in ("run", "build") else [])],
+        )
         for name, words in steps
     ]
     room.write(project.files())
@@ -227,7 +232,16 @@ def _commands(
         return [("", ["run"])]
     if choice < 0.9:
         chosen = rng.sample(names, min(len(names), rng.randint(1, 3)))
-        return [("", ["build", "--select", *(rng.choice(("+{}", "+{}+", "{}+", "@{}")).format(n) for n in chosen)])]
+        return [
+            (
+                "",
+                [
+                    "build",
+                    "--select",
+                    *(rng.choice(("+{}", "+{}+", "{}+", "@{}")).format(n) for n in chosen),
+                ],
+            )
+        ]
     return [("", ["build", "--exclude", *rng.sample(names, min(len(names), 2))])]
 
 
@@ -236,7 +250,9 @@ def _pipeline(rng: random.Random, project: Project) -> list[tuple[str, list[str]
     steps: list[tuple[str, list[str]]] = []
     if project.of("seed"):
         steps.append(("seeds", ["seed"]))
-    tested = {project.nodes[t.node].layer for t in project.tests if project.nodes[t.node].kind == "model"}
+    tested = {
+        project.nodes[t.node].layer for t in project.tests if project.nodes[t.node].kind == "model"
+    }
     apart = rng.random() < 0.6
     for layer in range(project.layers):
         tag = f"tag:l{layer}"
@@ -296,7 +312,11 @@ def _fail(
 def _declare(room: Room, steps: list[tuple[str, list[str]]]) -> None:
     lines = ["[[pipeline]]", f'run = "{RUN_ID.split("/")[0]}/*"']
     for name, words in steps:
-        lines += ["[[pipeline.steps]]", f'name = "{name}"', f"command = {json.dumps(['dbt', *words])}"]
+        lines += [
+            "[[pipeline.steps]]",
+            f'name = "{name}"',
+            f"command = {json.dumps(['dbt', *words])}",
+        ]
     (room.project / "dbt_recover.toml").write_text("\n".join(lines) + "\n")
 
 
@@ -378,13 +398,18 @@ def _dbt_recover(s: Situation, case: Case) -> None:
     if done.code == REFUSED:
         if room.executions(before) or differences(room.tables(), tables):
             notes.append("refused, and yet something was executed or changed")
-        again = room.recover(
-            "retry", *s.run, "-o", "json", *(f"--allow-{f}" for f in _FLAGS)
-        )
+        again = room.recover("retry", *s.run, "-o", "json", *(f"--allow-{f}" for f in _FLAGS))
         allowed = _judge(s, case, "dbt-recover", again)
-        result = Result("dbt-recover", "refused", done.code, [], if_allowed=allowed.verdict,
-                        differences=allowed.differences, open_tests=allowed.open_tests,
-                        output=done.err[-1500:] + ("" if allowed.verdict == "right" else again.err[-1500:]))
+        result = Result(
+            "dbt-recover",
+            "refused",
+            done.code,
+            [],
+            if_allowed=allowed.verdict,
+            differences=allowed.differences,
+            open_tests=allowed.open_tests,
+            output=done.err[-1500:] + ("" if allowed.verdict == "right" else again.err[-1500:]),
+        )
         case.results["dbt-recover"] = result
     else:
         result = _judge(s, case, "dbt-recover", done)
@@ -395,7 +420,9 @@ def _dbt_recover(s: Situation, case: Case) -> None:
             notes.append(f"stdout of retry is no JSON: {done.out[-200:]!r}")
         else:
             if set(said["executed"]) != executed:
-                notes.append(f"it says it executed {sorted(said['executed'])}, dbt {sorted(executed)}")
+                notes.append(
+                    f"it says it executed {sorted(said['executed'])}, dbt {sorted(executed)}"
+                )
         if done.code == 0 and reasons.keys() != executed:
             notes.append(
                 f"planned and not executed: {sorted(reasons.keys() - executed)},"
@@ -457,9 +484,19 @@ def _smallest(s: Situation, case: Case) -> None:
     state = s.room.here / "state"
     state.mkdir()
     results = [
-        {"unique_id": u, "status": "error", "timing": [], "thread_id": "", "execution_time": 0,
-         "adapter_response": {}, "message": None, "failures": None, "compiled": None,
-         "compiled_code": None, "relation_name": None}
+        {
+            "unique_id": u,
+            "status": "error",
+            "timing": [],
+            "thread_id": "",
+            "execution_time": 0,
+            "adapter_response": {},
+            "message": None,
+            "failures": None,
+            "compiled": None,
+            "compiled_code": None,
+            "relation_name": None,
+        }
         for u in case.smallest
     ]
     document = {

@@ -70,7 +70,9 @@ def _pick(rng: random.Random, project: Project, scope: Scope, fit: list[Node]) -
     """One of them, rather one with something below it."""
     if not fit:
         raise NoVictim
-    parents = [n for n in fit if any(project.nodes[c].unique_id in scope for c in project.below(n.name))]
+    parents = [
+        n for n in fit if any(project.nodes[c].unique_id in scope for c in project.below(n.name))
+    ]
     return rng.choice(parents if parents and rng.random() < 0.8 else fit)
 
 
@@ -123,8 +125,9 @@ def wrong_logic(rng: random.Random, project: Project, scope: Scope) -> Failure:
     """A model makes wrong rows and its own test finds them; mended in the model."""
     fit = [n for n in _scoped(project, scope, "model") if _checks(project, scope, n.name)]
     node = _pick(rng, project, scope, fit)
-    return Failure(f"wrong rows by {node.materialized} {node.name}, whose test fails",
-                   {node.name: "logic"})
+    return Failure(
+        f"wrong rows by {node.materialized} {node.name}, whose test fails", {node.name: "logic"}
+    )
 
 
 def wrong_above(rng: random.Random, project: Project, scope: Scope) -> Failure:
@@ -144,8 +147,10 @@ def wrong_above(rng: random.Random, project: Project, scope: Scope) -> Failure:
             (node, below)
             for below in sorted(project.below(node.name))
             if _checks(project, scope, below)
-            and all(len(project.nodes[m].parents) == 1 or m in project.children(node.name)
-                    for m in project.below(node.name) & {below, *project.above(below)})
+            and all(
+                len(project.nodes[m].parents) == 1 or m in project.children(node.name)
+                for m in project.below(node.name) & {below, *project.above(below)}
+            )
         ]
     if not pairs:
         raise NoVictim
@@ -204,7 +209,9 @@ def bad_seed(rng: random.Random, project: Project, scope: Scope) -> Failure:
     if not fit:
         raise NoVictim
     seed, value = rng.choice(fit)
-    return Failure(f"{value!r} in {seed.name}", seeds={seed.name: {_row(rng, project, seed.name): value}})
+    return Failure(
+        f"{value!r} in {seed.name}", seeds={seed.name: {_row(rng, project, seed.name): value}}
+    )
 
 
 def _readers(project: Project, scope: Scope, source: str) -> list[Node]:
@@ -273,8 +280,11 @@ def failing_hook(rng: random.Random, project: Project, scope: Scope) -> Failure:
     then = "holding all up" if project.skips_after_hook else "and dbt goes on"
     if rng.random() < 0.5:
         return Failure(f"on-run-start writes into a missing table, {then}", {"hook:text": ""})
-    return Failure(f"on-run-start reads a missing table, {then}", always={"hook:needs": ""},
-                   defects={"hook:table": ""})
+    return Failure(
+        f"on-run-start reads a missing table, {then}",
+        always={"hook:needs": ""},
+        defects={"hook:table": ""},
+    )
 
 
 def kill(
@@ -320,8 +330,11 @@ def _killed(number: int) -> Fault:
                 made = made.also(sql_error(rng, project, set(scope) - {chosen.node}))
             except NoVictim:
                 return made
-            if any(chosen.node == project.nodes[n].unique_id for d in made.defects
-                   for n in (d, *project.below(d))):
+            if any(
+                chosen.node == project.nodes[n].unique_id
+                for d in made.defects
+                for n in (d, *project.below(d))
+            ):
                 return Failure(chosen.story, kill=chosen)  # it would never begin
         return made
 
@@ -364,9 +377,7 @@ def _lost(rng: random.Random, project: Project, scope: Scope) -> Failure:
 def _retry_killed(rng: random.Random, project: Project, scope: Scope) -> Failure:
     fault = _either(sql_error, wrong_logic, bad_seed, transient)(rng, project, scope)
     names = [*fault.defects, *fault.seeds, *(b.removesuffix("_after") for b in fault.broken)]
-    below = {
-        project.nodes[n].unique_id for name in names for n in (name, *project.below(name))
-    }
+    below = {project.nodes[n].unique_id for name in names for n in (name, *project.below(name))}
     number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
     chosen = replace(kill(rng, project, scope, number, below), only_dbt=False)
     return replace(fault, retry_kill=chosen, story=f"{fault.story}; the retry gets {chosen.story}")
@@ -402,6 +413,13 @@ KINDS: dict[str, Fault] = {
     "fix_test": wrong_test,
     "transient": transient,
 }
-NEEDS_BUILD = ("bad_seed", "source_near", "source_far", "warn", "fix_above", "fix_test",
-               "on_run_start")
+NEEDS_BUILD = (
+    "bad_seed",
+    "source_near",
+    "source_far",
+    "warn",
+    "fix_above",
+    "fix_test",
+    "on_run_start",
+)
 """Failures for which the command is a plain `dbt build`."""

@@ -71,7 +71,9 @@ def read_by(manifest: Mapping[str, Any], test: str) -> set[str]:
 
 
 def holding(
-    executions: Sequence[Execution], manifest: Mapping[str, Any], edited: Collection[str],
+    executions: Sequence[Execution],
+    manifest: Mapping[str, Any],
+    edited: Collection[str],
     mended_at: int = 0,
 ) -> set[str]:
     """Tests whose last execution passed and came after the last build of what they read; unit
@@ -113,12 +115,12 @@ def smallest(
 ) -> set[str]:
     """The fewest nodes that lead from the broken warehouse to the clean one."""
     build = {
-        uid for uid, name in clean.relations().items() if _differs(broken.get(name), clean.tables.get(name))
+        uid
+        for uid, name in clean.relations().items()
+        if _differs(broken.get(name), clean.tables.get(name))
     }
     held = holding(executions, clean.manifest, edited, mended_at)
-    tests = {
-        t for t in clean.tests if t not in held or read_by(clean.manifest, t) & build
-    }
+    tests = {t for t in clean.tests if t not in held or read_by(clean.manifest, t) & build}
     return build | tests
 
 

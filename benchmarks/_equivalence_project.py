@@ -55,8 +55,10 @@ class Node:
     @property
     def unique_id(self) -> str:
         """dbt's."""
-        return f"source.{NAME}.raw.{self.name}" if self.kind == "source" else (
-            f"{self.kind}.{NAME}.{self.name}"
+        return (
+            f"source.{NAME}.raw.{self.name}"
+            if self.kind == "source"
+            else (f"{self.kind}.{NAME}.{self.name}")
         )
 
     @property
@@ -143,9 +145,8 @@ class Project:
         last = DAYS[days - 1]
         found = []
         for ident, (value, day) in self.data[name].items():
-            if ident in self.changed[name] and day == DAYS[-1]:
-                if days < len(DAYS):
-                    value, day = self.changed[name][ident], DAYS[0]
+            if ident in self.changed[name] and day == DAYS[-1] and days < len(DAYS):
+                value, day = self.changed[name][ident], DAYS[0]
             if day <= last:
                 found.append((ident, bad.get(ident, str(value)), day))
         return found
@@ -188,9 +189,7 @@ class Project:
 # ---- drawing ---------------------------------------------------------------------------------
 
 
-def draw(
-    rng: random.Random, size: int, *, calm: bool, pipeline: bool = False
-) -> Project:
+def draw(rng: random.Random, size: int, *, calm: bool, pipeline: bool = False) -> Project:
     """A project with about `size` nodes, tests among them. `calm`: without nodes that can write
     the same rows twice (appends, snapshots, incrementals that look at what they hold). `pipeline`:
     for a run in layers, where nothing reads a snapshot."""
@@ -259,7 +258,9 @@ def _draw_model(
         near = [n for n in earlier if n.layer == layer - 1 and n.kind in ("model", "snapshot")]
         far = [n for n in earlier if n.layer < layer and (n.kind == "model" or n.raw)]
         count = rng.choice((1, 1, 2, 2, 3))
-        chosen = list({n.name: n for n in [rng.choice(near or far), *rng.choices(far, k=count - 1)]}.values())
+        chosen = list(
+            {n.name: n for n in [rng.choice(near or far), *rng.choices(far, k=count - 1)]}.values()
+        )
     kinds = ["view", "table", "table", "table", "ephemeral", "incremental"]
     if layer == 0:
         kinds = ["view", "view", "table", "table", "ephemeral", "incremental"]
@@ -298,16 +299,18 @@ def _draw_tests(rng: random.Random, project: Project, count: int) -> None:
     for number in range(count * 2):
         if len(project.tests) >= count:
             return
-        node = rng.choice(models) if rng.random() < 0.8 else rng.choice(
-            [n for n in project.nodes.values() if n.kind != "model"]
+        node = (
+            rng.choice(models)
+            if rng.random() < 0.8
+            else rng.choice([n for n in project.nodes.values() if n.kind != "model"])
         )
         kind = rng.choice(("at_least", "at_least", "not_null", "unique", "singular", "pair"))
         other, warn = "", rng.random() < 0.15
         if node.raw:
             kind = rng.choice(("unique", "not_null"))
-        elif node.kind == "snapshot":
-            kind = "not_null"
-        elif kind == "unique" and (node.strategy == "append" or node.materialized == "microbatch"):
+        elif node.kind == "snapshot" or (
+            kind == "unique" and (node.strategy == "append" or node.materialized == "microbatch")
+        ):
             kind = "not_null"
         if kind == "pair":
             other = rng.choice(models).name
@@ -409,7 +412,9 @@ def _formula(node: Node, x: str, defect: str) -> str:
     if node.day_var:
         body += " + {{ var('run_day') }}"
     if node.scaled:
-        body = "{{ scaled('" + body.replace("{{ var('run_day') }}", "' ~ var('run_day') ~ '") + "') }}"
+        body = (
+            "{{ scaled('" + body.replace("{{ var('run_day') }}", "' ~ var('run_day') ~ '") + "') }}"
+        )
     if defect == "logic":
         body = f"-1000000 - ({body})"
     return f"cast(({body}) % {MODULUS} as bigint)"
@@ -460,7 +465,7 @@ def _config(node: Node) -> str:
         words["incremental_strategy"] = f"'{node.strategy}'"
         if node.strategy != "append":
             words["unique_key"] = "'id'"
-    if node.materialized not in ("ephemeral",):
+    if node.materialized != "ephemeral":
         words["event_time"] = "'day'"
         words["post_hook"] = _after(node)
     return "{{ config(" + ", ".join(f"{k}={v}" for k, v in words.items()) + ") }}\n"

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-
 from _equivalence_warm import CLIENT
 
 BIN = Path(sys.executable).parent
@@ -146,8 +145,12 @@ class Room:
 
     def write(self, files: Mapping[str, str]) -> None:
         """Make the project's files these; leave alone those that are as they should be."""
-        for path in [p for d in ("models", "seeds", "snapshots", "tests", "macros")
-                     for p in (self.project / d).rglob("*") if p.is_file()]:
+        for path in [
+            p
+            for d in ("models", "seeds", "snapshots", "tests", "macros")
+            for p in (self.project / d).rglob("*")
+            if p.is_file()
+        ]:
             if path.relative_to(self.project).as_posix() not in files:
                 path.unlink()
         for name, text in files.items():
@@ -207,7 +210,8 @@ class Room:
                 " where table_schema <> 'control'"
             ).fetchall()
             return {
-                f"{schema}.{name}": _table(connection, schema, name, views) for schema, name in names
+                f"{schema}.{name}": _table(connection, schema, name, views)
+                for schema, name in names
             }
 
     # -- processes -----------------------------------------------------------------------------
@@ -260,7 +264,9 @@ class Room:
                 raise Stuck(f"{' '.join(argv[-6:])} did not end") from None
         if kill:
             self.sql("delete from control.slow")
-        return Ran(process.returncode, out.read_text("utf-8", "replace"), err.read_text("utf-8", "replace"))
+        return Ran(
+            process.returncode, out.read_text("utf-8", "replace"), err.read_text("utf-8", "replace")
+        )
 
     def _end(self, process: subprocess.Popen[bytes], kill: Kill, before: int) -> None:
         """Wait for the moment, then kill."""

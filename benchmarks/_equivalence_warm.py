@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-CLIENT = '''\
+CLIENT = """\
 #!{python} -SE
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -44,7 +44,7 @@ if code < 0:
     signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
-'''
+"""
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, object], list[int]]:

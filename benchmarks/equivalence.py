@@ -129,8 +129,10 @@ def _remarkable(case: Case) -> bool:
 def _line(case: Case) -> str:
     if case.void:
         return f"{case.reproduction}: void: {' '.join(case.void.split())[-300:]}"
-    words = [f"{way}={r.verdict}" + (f"+{len(r.extra)}" if r.extra else "")
-             for way, r in case.results.items()]
+    words = [
+        f"{way}={r.verdict}" + (f"+{len(r.extra)}" if r.extra else "")
+        for way, r in case.results.items()
+    ]
     return f"{case.reproduction}: {case.nodes} nodes; {case.story}; {' '.join(words)}"
 
 
@@ -166,8 +168,16 @@ def _by_way(cases: Sequence[Case], ways: Sequence[str]) -> str:
                 sum(len(r.executed) - len(set(r.executed) & set(c.smallest)) for c, r in right),
             ]
         )
-    headers = ["way to recover", "cases", "right", "refused", "wrong", "of these exit 0",
-               "executions / smallest, where right", "extra executions, where right"]
+    headers = [
+        "way to recover",
+        "cases",
+        "right",
+        "refused",
+        "wrong",
+        "of these exit 0",
+        "executions / smallest, where right",
+        "extra executions, where right",
+    ]
     return tabulate(rows, headers, tablefmt="github")
 
 
@@ -197,8 +207,16 @@ def _by_kind(cases: Sequence[Case]) -> str:
                 sum(len(r.extra) for _, r in right) or "",
             ]
         )
-    headers = ["way to fail", "cases", "right", "refused", "right had it been allowed", "wrong",
-               "executions / smallest", "extra"]
+    headers = [
+        "way to fail",
+        "cases",
+        "right",
+        "refused",
+        "right had it been allowed",
+        "wrong",
+        "executions / smallest",
+        "extra",
+    ]
     return "dbt-recover by way of failing\n\n" + tabulate(rows, headers, tablefmt="github")
 
 
@@ -208,7 +226,10 @@ def _extras(cases: Sequence[Case]) -> str:
     for case in cases:
         ours = case.results.get(OURS)
         if ours is not None and ours.verdict == "right":
-            causes.update(f"{reason.partition(':')[0]} ({uid.partition('.')[0]})" for uid, reason in ours.extra.items())
+            causes.update(
+                f"{reason.partition(':')[0]} ({uid.partition('.')[0]})"
+                for uid, reason in ours.extra.items()
+            )
     if not causes:
         return ""
     rows = causes.most_common()
@@ -222,11 +243,15 @@ def _describe(case: Case) -> str:
     lines = [f"{case.reproduction}  ({case.story})"]
     oracle = case.results.get(ORACLE)
     if oracle is not None and oracle.verdict != "right":
-        lines.append(f"  the smallest set itself is not enough: {'; '.join(oracle.differences[:2])}")
+        lines.append(
+            f"  the smallest set itself is not enough: {'; '.join(oracle.differences[:2])}"
+        )
     if ours is None:
         return "\n".join(lines)
-    lines.append(f"  {ours.verdict}, exit code {ours.exit_code}"
-                 + (f"; if allowed: {ours.if_allowed}" if ours.if_allowed else ""))
+    lines.append(
+        f"  {ours.verdict}, exit code {ours.exit_code}"
+        + (f"; if allowed: {ours.if_allowed}" if ours.if_allowed else "")
+    )
     if ours.verdict == "refused":
         lines.append("  " + " ".join(ours.output.split("\n  ")[0].split())[:300])
     lines += [f"  differs: {d[:200]}" for d in ours.differences[:4]]

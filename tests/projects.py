@@ -381,6 +381,12 @@ def written(home: Path, files: Mapping[str, str]) -> Checkout:
     return _lay_out(Checkout(home, home, {}), source)
 
 
+_VERSIONS = ("1.8", "1.9", "1.10", "1.11", "1.12", "v2")
+_NAMED = os.environ.get("DBT_RECOVER_MATRIX", "1.11")
+MATRIX = _VERSIONS if _NAMED == "all" else tuple(_NAMED.split(","))
+"""The dbt versions to run on."""
+
+
 def dbt_of(version: str) -> dict[str, str]:
     """Variables under which a `Checkout` uses this dbt. Skips with the reason if it is not here."""
     venvs = REAL_DBT.parents[2] / ".venvs"

@@ -40,7 +40,8 @@ HEARTBEAT_SECONDS = 15
 HEARTBEAT_LOST_AFTER = 60
 """Seconds without a sign of life after which a running invocation is taken for lost."""
 
-MAX_ARTIFACT = 4 * 1024 * 1024 * 1024
+MAX_ARTIFACT = 512 * 1024 * 1024
+"""Bytes beyond which an artifact is not held in memory; manifests are streamed (stream.py)."""
 
 
 @dataclass
@@ -132,14 +133,15 @@ class Archive:
         runs: dict[str, RunEntries] = {}
         for listed in self._day(date):
             _add(runs, listed)
-        return [runs[name] for name in sorted(runs)]
+        # A word without a record of ours is nobody's: it is left out.
+        return [runs[n] for n in sorted(runs) if runs[n].begun or runs[n].committed]
 
     def entry(self, place: RunPlace) -> RunEntries:
         """One run's entries. NotFoundError if it has none."""
         runs: dict[str, RunEntries] = {}
         for listed in self._of(place):
             _add(runs, listed)
-        if not runs:
+        if not any(r.begun or r.committed for r in runs.values()):
             raise NotFoundError(f"run {place.run_id} has no invocation in {self.url}")
         return runs[place.name]
 
@@ -373,6 +375,10 @@ class Archive:
         commit: Commit = self._decode(
             self.storage.read(key, max_bytes=MAX_RECORD).data, Commit, key
         )
+        own = place.data(invocation_id, "")
+        for artifact in commit.artifacts:
+            if not artifact.key.startswith(own):
+                raise DamagedError(f"{key} in {self.url} names {artifact.key!r}, outside of {own}")
         return commit
 
     def _load_committed(self, place: RunPlace, invocation_id: str) -> Recorded:
@@ -440,7 +446,7 @@ class Archive:
             stored = self.storage.read(artifact.key, max_bytes=MAX_ARTIFACT).data
         except MissingKey as exc:
             raise DamagedError(f"{artifact.key} is missing from {self.url}") from exc
-        data = decompress(stored, artifact.key, limit=artifact.size)
+        data = decompress(stored, artifact.key, limit=min(artifact.size, MAX_ARTIFACT))
         if artifact.sha256 and hashlib.sha256(data).hexdigest() != artifact.sha256:
             raise DamagedError(f"{artifact.key} in {self.url} is not what was written (sha256)")
         return data

@@ -336,6 +336,7 @@ def retry(
 ) -> None:
     """Run again what has to be, archive the attempt, and say whether the run is now whole."""
     from .carry_out import refused, retry
+    from .latest import keep_latest
     from .leftovers import deliver_leftovers, spool_home
     from .render import documents, tables
 
@@ -371,6 +372,8 @@ def retry(
         if output == "json"
         else tables.outcome(done, loaded.graph)
     )
+    if done.outcome in ("recovered", "already_complete") and not done.elsewhere:
+        keep_latest(kept, done.run_id, app.pipelines(), app.say)
     sys.exit(done.exit_code)
 
 

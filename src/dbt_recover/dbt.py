@@ -112,8 +112,13 @@ def run(
 
 
 def capture(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> str:
-    """What a short command prints. DbtError if it fails."""
-    done = subprocess.run(argv, env=dict(env), capture_output=True, text=True, check=False, cwd=cwd)
+    """What a short command prints. DbtError if it fails, or if it cannot be started."""
+    try:
+        done = subprocess.run(
+            argv, env=dict(env), capture_output=True, text=True, check=False, cwd=cwd
+        )
+    except OSError as exc:
+        raise DbtError(f"cannot start {argv[0]}: {exc.strerror}") from exc
     if done.returncode != 0:
         raise DbtError(f"{argv[0]} failed: {done.stderr.strip()[-500:]}")
     return done.stdout

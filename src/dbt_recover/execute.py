@@ -17,6 +17,7 @@ from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, secret_values
 from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError
 from .evidence import put_together
+from .latest import keep_latest
 from .leftovers import deliver_leftovers, spool_home
 from .machine import process_mark, this_machine
 from .model import (
@@ -163,6 +164,9 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
         return _exit_code(dbt.run(argv, env=where.environ, cwd=where.cwd))
     outcome = run_recorded(where, argv, identity)
     code = _exit_code(outcome.ended)
+    if code == 0 and not identity.run_id:
+        # A command by itself is a whole run; of one of several steps only a retry can say so.
+        keep_latest(where.archive, outcome.run_id, (), where.say)
     if code:
         where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover plan")
     return code

@@ -72,7 +72,7 @@ def archive_finished(
     root = find_root(target.resolve())
     if root is not None:
         graph.files = checkout.file_hashes(checkout.read_project(root), until=ran.generated_at)
-    commit = _finished_commit(ran, info.adapter_type, graph, identity)
+    commit = finished_commit(ran, info.adapter_type, graph, identity)
     with tempfile.TemporaryDirectory(prefix="dbt-recover-") as directory:
         spool = Spool.create(
             Path(directory),
@@ -88,9 +88,7 @@ def archive_finished(
     return done.invocation.run.run_id
 
 
-def _finished_commit(
-    ran: RunResults, adapter_type: str, graph: Graph, identity: Identity
-) -> Commit:
+def finished_commit(ran: RunResults, adapter_type: str, graph: Graph, identity: Identity) -> Commit:
     began = ran.started_at
     run_id = identity.run_id or default_run_id(began, ran.invocation_id)
     command = str(ran.args.get("which") or ran.args.get("command") or "")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from .archive import Archive
 from .errors import DamagedError, RecoverError, RefusedError
 from .foreign import DatedFolders
 from .layout import FORMAT_VERSION
-from .load import LoadedRun
+from .load import LoadedRun, load
 from .model import NEVER_BEGAN
+from .pipeline import Pipeline
 from .plan import Policy, make_plan
 from .records import MAX_RECORD
 from .runstate import unsettled
@@ -121,6 +122,22 @@ def publish_latest(archive: Archive, run: LoadedRun) -> Published:
                 continue
             return Published(True)
     return Published(False, "others write there all the time")
+
+
+def keep_latest(
+    archive: Archive, run_id: str, pipelines: Sequence[Pipeline], say: Callable[[str], None]
+) -> None:
+    """`publish_latest` after a run has become whole. What goes wrong is said and stops nothing: the
+    run itself is archived."""
+    if archive.dated:
+        return
+    fresh = Archive(archive.storage)  # what was listed before the run was whole does not count
+    try:
+        place = fresh.find(run_id)
+        if place is not None:
+            publish_latest(fresh, load(fresh, place, pipelines=pipelines))
+    except RecoverError as exc:
+        say(f"dbt-recover: latest/ was not brought up to date: {exc.message}")
 
 
 def _ahead_of(word: LatestWord, before: Latest | None, storage: Storage, *, again: bool) -> str:

@@ -12,6 +12,7 @@ from .errors import RefusedError, UsageError
 from .graph import BUILDABLE, TESTS
 from .load import LoadedRun
 from .model import FAILURES, NEVER_BEGAN, SKIPPED, NodeResult
+from .stream import save
 
 
 def write_manifest(archive: Archive, run: LoadedRun, directory: Path) -> None:
@@ -24,7 +25,7 @@ def write_manifest(archive: Archive, run: LoadedRun, directory: Path) -> None:
     for commit in commits:
         for artifact in commit.artifacts:
             if artifact.name in ("manifest.json", "manifest.early.json"):
-                (directory / "manifest.json").write_bytes(archive.artifact_bytes(artifact))
+                save(archive.storage, artifact, directory / "manifest.json")
                 return
     raise RefusedError(
         f"run {run.place.run_id} left no manifest.json",

@@ -21,7 +21,7 @@ from . import layout
 from .artifacts import RunResults, read_run_results
 from .context import Identity
 from .errors import DamagedError, RefusedError
-from .finished import _finished_commit as finished_commit
+from .finished import finished_commit
 from .graph import Graph
 from .layout import FORMAT_VERSION, RunPlace
 from .manifest import encode_graph, read_manifest

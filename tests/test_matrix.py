@@ -1,0 +1,150 @@
+"""The recovery of a run on every dbt that DBT_RECOVER_MATRIX names: it failed, was killed, was
+interrupted, or ran without `exec`. Each retry happens in another checkout.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projects import (
+    LATE,
+    MART,
+    MART_ID,
+    MATRIX,
+    RELAY,
+    SIDE,
+    STG,
+    TOP,
+    Checkout,
+    Running,
+    dbt_of,
+    relay_model,
+    written,
+)
+
+pytestmark = [pytest.mark.matrix, pytest.mark.slow]
+
+# A branch whose model can fail, and one whose test can: stg -> side, stg -> late -> mart -> top.
+FILES: Mapping[str, str] = {
+    **{name: text for name, text in RELAY.items() if not name.startswith("seeds/")},
+    "models/staging/stg.sql": relay_model("stg", "(values (1, 10), (2, 20)) as raw(id, v)"),
+    "models/staging/late.sql": relay_model(
+        "late", "{{ ref('stg') }}", columns="nullif(id, {{ env_var('WRONG', '0') }}) as id, v"
+    ),
+    "models/schema.yml": RELAY["models/schema.yml"].replace("name: stg", "name: late"),
+}
+LATE_ID = "test.relay.not_null_late_id.04813b8541"
+NODES = frozenset({STG, LATE, LATE_ID, SIDE, MART, MART_ID, TOP})
+
+
+@pytest.fixture(scope="session", params=MATRIX)
+def version(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def here(version: str, tmp_path: Path) -> Checkout:
+    made = written(tmp_path / "here", FILES)
+    return made.having(DBT_RECOVER_ARCHIVE=tmp_path / "archive", **dbt_of(version))
+
+
+CLEAN: dict[str, Any] = {}
+
+
+def clean(here: Checkout, version: str) -> dict[str, Any]:
+    """The rows of a clean build by the same dbt."""
+    if version not in CLEAN:
+        CLEAN[version] = rows(here.clean_build(here.home.with_name("clean")))
+    return {**CLEAN[version]}
+
+
+def rows(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in the tables; v2 names some types otherwise."""
+    return {name.rpartition(".")[2]: content for name, (_, content) in tables.items()}
+
+
+def recover(here: Checkout, left: frozenset[str] | set[str], *flags: str) -> Checkout:
+    laptop = here.elsewhere(here.home.with_name("laptop"))
+    retried = laptop.recover("retry", "-o", "json", *flags)
+    assert (retried.code, retried.json["outcome"]) == (0, "recovered"), retried
+    assert sorted(uid for call in laptop.calls for uid in call.executed) == sorted(left)
+    again = laptop.recover("retry", "-o", "json")
+    assert (again.code, again.json["outcome"]) == (0, "already_complete"), again
+    return laptop
+
+
+def test_an_error_and_a_failed_test_within_a_selection(here: Checkout, version: str) -> None:
+    select = ("--select", "stg+", "--exclude", "top")
+    broken = here.having(FAIL="side", WRONG=1)
+    ran = broken.recover("exec", "--", "dbt", "build", *select)
+    assert (ran.code, here.calls[0].exit_code) == (1, 1), ran
+    shown = here.recover("show", "-o", "json").json
+    assert [n["unique_id"] for n in shown["failed"]] == [SIDE, LATE_ID]
+    assert all(n["message"] for n in shown["failed"])
+    laptop = recover(here, {SIDE, LATE, LATE_ID, MART, MART_ID})
+    expected = clean(here, version)
+    del expected["top"]
+    assert rows(laptop.tables()) == expected
+
+
+def _stop(here: Checkout, end: Callable[[Running], None], codes: tuple[int, ...]) -> set[str]:
+    with here.having(HOLD="late").start("exec", "--", "dbt", "build") as running:
+        running.holds(LATE)
+        end(running)
+        ran = running.end()
+        assert ran.code in codes, ran
+        done = running.succeeded()
+    assert STG in done
+    assert LATE not in done
+    return done
+
+
+def test_a_kill(here: Checkout, version: str) -> None:
+    done = _stop(here, lambda running: running.signal_dbt(signal.SIGKILL), (137,))
+    laptop = recover(here, NODES - done)
+    assert rows(laptop.tables()) == clean(here, version)
+
+
+def test_an_interrupt(here: Checkout, version: str) -> None:
+    """v1 ends with 2, v2 with 1 as if a node had failed."""
+    codes = (1,) if version == "v2" else (2,)
+    done = _stop(here, lambda running: running.signal_group(signal.SIGINT), codes)
+    laptop = recover(here, NODES - done)
+    assert rows(laptop.tables()) == clean(here, version)
+
+
+def test_an_interrupt_that_reaches_dbt_alone(here: Checkout, version: str) -> None:
+    """Somebody ran `kill -INT`: nobody told dbt-recover."""
+    codes = (1,) if version == "v2" else (2,)
+    done = _stop(here, lambda running: running.signal_dbt(signal.SIGINT), codes)
+    assert set(here.plan()) >= {LATE, MART, MART_ID, TOP}
+    laptop = recover(here, NODES - done)
+    assert rows(laptop.tables()) == clean(here, version)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_without_exec_is_archived(fails: bool, here: Checkout, version: str) -> None:
+    ran = here.having(FAIL="mart" if fails else "").dbt("build")
+    assert ran.code == int(fails), ran
+    archived = here.recover("archive")
+    assert archived.code == 0, archived
+    (run,) = here.recover("runs", "-o", "json").json["runs"]
+    assert run["status"] == ("failed" if fails else "success")
+    if fails:
+        recover(here, {MART, MART_ID, TOP})
+
+
+def test_vars_and_a_selection_without_exec(here: Checkout, version: str) -> None:
+    """A run of a part, archived afterwards, is a run of that part."""
+    ran = here.having(FAIL="side").dbt("run", "--select", "stg", "side", "--vars", "{day: 7}")
+    assert ran.code == 1, ran
+    assert here.recover("archive").code == 0
+    laptop = recover(here, {SIDE})
+    assert "top" not in rows(laptop.tables())
+    assert any("day" in word for word in laptop.calls[-1].argv)

@@ -330,9 +330,9 @@ def _draw_tests(rng: random.Random, project: Project, count: int) -> None:
     for node in models:
         fit = node.materialized in ("table", "view") and len(node.parents) == 1
         parent = project.nodes[node.parents[0]]
-        if fit and parent.relation and parent.kind != "snapshot" and not node.day_var:
-            if rng.random() < 0.2:
-                project.tests.append(Test(f"u_{node.name}", "unit", node.name))
+        fit = fit and parent.relation and parent.kind != "snapshot" and not node.day_var
+        if fit and rng.random() < 0.2:
+            project.tests.append(Test(f"u_{node.name}", "unit", node.name))
 
 
 # ---- rendering -------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ def rebuilt_above(state: RunState, graph: Graph) -> dict[str, str]:
     Within the first attempt the order is the pipeline's own, and a clean run has the same.
     """
     stale: dict[str, str] = {}
+    if state.attempts < 2:
+        return stale
     for uid, node in state.nodes.items():
         if node.result.status not in SUCCESSES or uid not in graph.nodes:
             continue

@@ -411,6 +411,25 @@ def test_a_run_that_was_stopped_anywhere(
     assert run["status"] != "failed"
 
 
+def test_a_kill_in_the_last_hook(tmp_path: Path, clean: dict[str, Table]) -> None:
+    """Every node is done; what the hook does at the end is not. That is said, and is no reason to
+    run any node again."""
+    project = RELAY["dbt_project.yml"] + "on-run-end: \"select {{ hold('end') }}\"\n"
+    here = written(tmp_path / "here", {**RELAY, "dbt_project.yml": project})
+    here = here.having(DBT_RECOVER_ARCHIVE=tmp_path / "kept/archive")
+    with here.having(HOLD="end").start(*BUILD) as running:
+        running.until(lambda: running.succeeded() == RELAY_NODES, "all nodes are done")
+        running.begun("operation.relay.relay-on-run-end-0")
+        running.signal_dbt(signal.SIGKILL)
+        assert running.end().code == 137
+    laptop = elsewhere(here)
+    assert laptop.plan() == []
+    told = laptop.recover("retry")
+    assert (told.code, laptop.calls) == (RefusedError.exit_code, []), told
+    assert "hook" in told.err
+    assert laptop.tables() == clean
+
+
 # ---- retries that end in the same ways ---------------------------------------------------------
 
 

@@ -262,6 +262,27 @@ def test_resume_of_a_step_that_a_retry_has_completed(tmp_path: Path) -> None:
     assert "complete" in ran.err
 
 
+@slow
+def test_a_step_after_a_resumed_one_has_the_last_word(tmp_path: Path) -> None:
+    """The next step's first try comes after the second try of the one before it: what it builds
+    is not stale, and what it finds wrong is wrong."""
+    here = layers(tmp_path, version="v2")
+    build = ("exec", "--run-id", RUN, "--step", "build", "--", "dbt", "build", "-s", "tag:staging")
+    assert here.having(FAIL="late").recover(*build).code == 1
+    resumed = here.recover(build[0], "--resume", *build[1:])
+    assert resumed.code == 0, resumed
+    assert here.recover(*argv("run_marts")).code == 0
+    assert here.plan(RUN) == []
+
+    here.sql("update stg set id = null where id = 1")
+    assert here.recover(*argv("test_staging")).code == 1
+    shown = here.recover("show", RUN, "-o", "json").json
+    assert [n["unique_id"] for n in shown["failed"]] == [STG_ID]
+    assert here.plan(RUN) == sorted(STAGING | STAGING_TESTS | MARTS)
+    (run,) = here.recover("runs", "-o", "json").json["runs"]
+    assert run["status"] == "failed"
+
+
 # ---- at once -----------------------------------------------------------------------------------
 
 TWO: Mapping[str, str] = {

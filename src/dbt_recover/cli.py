@@ -409,7 +409,7 @@ for _command in UPKEEP:
 
 def main() -> None:
     """The console script: one place where an error becomes an exit code."""
-    # Short-lived, or waiting for dbt: collecting garbage costs more than it would free.
+    # Short-lived (exec and retry collect again): it costs more than it would free.
     gc.disable()
     try:
         sys.exit(cli(standalone_mode=False))

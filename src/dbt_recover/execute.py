@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,7 @@ def run_recorded(
 
     DbtError if dbt cannot be started (nothing is archived then).
     """
+    gc.enable()  # the command line goes without; this can last for hours
     command = DbtCommand.parse(argv)
     project = checkout.open_project(command, where.environ, where.cwd)
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)

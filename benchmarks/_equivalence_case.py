@@ -483,7 +483,7 @@ def _smallest(s: Situation, case: Case) -> None:
     """The smallest set itself, executed: that it is enough is checked, not only argued."""
     state = s.room.here / "state"
     state.mkdir()
-    results = [
+    results: list[dict[str, object]] = [
         {
             "unique_id": u,
             "status": "error",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 NAME = "eq"
@@ -565,14 +565,14 @@ def _unit(project: Project, test: Test, defect: str) -> object:
         made = total * node.factor + node.shift
         made = made * 3 if node.scaled else made
         expected.append({"id": ident, "v": made % MODULUS + (1 if defect == "test" else 0)})
-    value = str if parent.raw else int
+    cast: Callable[[int], object] = str if parent.raw else int
     return {
         "name": test.name,
         "model": node.name,
         "given": [
             {
                 "input": ref(project, parent.name).strip("{} "),
-                "rows": [{"id": i, "v": value(v), "day": DAYS[0]} for i, v in rows],
+                "rows": [{"id": i, "v": cast(v), "day": DAYS[0]} for i, v in rows],
             }
         ],
         "expect": {"rows": expected},

@@ -80,7 +80,7 @@ def _become_dbt(request: dict[str, object], fds: list[int]) -> NoReturn:
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
     finally:
-        DuckDBConnectionManager.close_all_connections()
+        DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]  # dbt-duckdb has no types
         sys.stdout.flush()
         sys.stderr.flush()
     # Threads of libraries that the parent loaded are not here to be ended.

@@ -418,8 +418,9 @@ def test_a_kill_in_the_last_hook(tmp_path: Path, clean: dict[str, Table]) -> Non
     here = written(tmp_path / "here", {**RELAY, "dbt_project.yml": project})
     here = here.having(DBT_RECOVER_ARCHIVE=tmp_path / "kept/archive")
     with here.having(HOLD="end").start(*BUILD) as running:
-        running.until(lambda: running.succeeded() == RELAY_NODES, "all nodes are done")
-        running.begun("operation.relay.relay-on-run-end-0")
+        hook = b'"LogHookStartLine"'
+        running.until(lambda: any(hook in line for line in running.lines()), "the hook began")
+        assert running.succeeded() == RELAY_NODES
         running.signal_dbt(signal.SIGKILL)
         assert running.end().code == 137
     laptop = elsewhere(here)

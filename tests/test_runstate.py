@@ -106,12 +106,12 @@ def test_parallel_steps_on_different_machines() -> None:
     assert [i.host for i in state.invocations] == ["worker-1", "worker-2"]
 
 
-def test_an_attempt_comes_after_whatever_began_in_the_one_before() -> None:
-    # Clocks of two machines differ; the attempt decides.
-    late = invocation(59, {"model.a": "error"})
+def test_a_later_step_has_the_last_word_whatever_its_attempt() -> None:
+    # The next step's first try comes after the second try of the one before it.
     retry = invocation(1, {"model.a": "success"}, attempt=2)
-    assert in_order([retry, late]) == [late, retry]
-    assert statuses(merge([retry, late], {})) == {"model.a": "success"}
+    late = invocation(59, {"model.a": "error"})
+    assert in_order([late, retry]) == [retry, late]
+    assert statuses(merge([late, retry], {})) == {"model.a": "error"}
 
 
 # ---- what was meant to run and did not ---------------------------------------------------------

@@ -128,6 +128,10 @@ def _under_lease(
             [n.unique_id for n in nodes],
             plan.replaced,
             lambda record: _verdict(run.restate([*added, record]), run, options),
+            went_before=[
+                *(i.began for i in run.state.invocations),
+                *(r.invocation.began for r in added),
+            ],
             keep_going=lease.held,
             fence=lease.fence,
         )
@@ -218,8 +222,8 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
 
 def _typed(run: LoadedRun) -> str:
     """The command of the run's first invocation, as one would type it again."""
-    argv = run.state.invocations[0].argv
-    return shlex.join(argv) if argv else f"dbt {run.state.invocations[0].command}"
+    argv = run.state.first.argv
+    return shlex.join(argv) if argv else f"dbt {run.state.first.command}"
 
 
 def _run_group(

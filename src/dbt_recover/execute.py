@@ -13,7 +13,7 @@ from typing import IO, Any
 import msgspec
 
 from . import checkout, dbt, journal_v2
-from .clock import now
+from .clock import after
 from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, secret_values
 from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError
@@ -40,6 +40,9 @@ class Task:
     replaced: Mapping[str, str]
     judge: Callable[[Recorded], Verdict]
     """How the whole run stands after this invocation."""
+    went_before: Sequence[str] = ()
+    """When the invocations began that it goes on from: it begins later, whatever the clock of this
+    machine says."""
     keep_going: Callable[[], bool] = lambda: True
     """Asked while dbt runs; dbt is interrupted when it says no."""
     fence: Callable[[], None] = lambda: None
@@ -74,7 +77,7 @@ def run_recorded(
     project = checkout.open_project(command, where.environ, where.cwd)
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)
     home = spool_home(where, project)
-    began = now()
+    began = after(task.went_before if task else ())
     hidden = secret_values(where.environ)
     shown = DbtCommand.parse(task.argv if task else argv)
     invocation = Invocation(

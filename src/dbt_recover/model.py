@@ -150,6 +150,12 @@ class RunState(msgspec.Struct, frozen=True):
     """What could not be known, one sentence each."""
 
     @property
+    def first(self) -> Invocation:
+        """The invocation that the run began with."""
+        begun = (i for i in self.invocations if i.end != NEVER_BEGAN)
+        return next(begun, self.invocations[0])
+
+    @property
     def attempts(self) -> int:
         """The number of attempts so far, the original included."""
         return max((i.attempt for i in self.invocations), default=0)

@@ -101,7 +101,7 @@ def same_step(one: DbtCommand, other: DbtCommand) -> bool:
 
 def _shape(command: DbtCommand) -> tuple[str, tuple[str, ...]]:
     chosen = sorted(
-        " ".join(o.typed)
+        " ".join((o.name, *o.values))
         for o in command.options
         if o.name in ("--select", "--exclude", "--selector")
     )

@@ -63,12 +63,22 @@ def plan_run(
     if other and not options.allow_other_project:
         asking = None  # it will be refused; nothing is parsed there
     changes = _changes(run, project, archive) if project is not None else None
+    policy = Policy(
+        tests=options.tests,
+        select=_narrowed(run.graph, options.select) if options.select else None,
+        exclude=_narrowed(run.graph, options.exclude) if options.exclude else frozenset(),
+        full_refresh=options.overrides.full_refresh,
+        allow_drift=options.allow_drift,
+        allow_non_idempotent=options.allow_non_idempotent,
+    )
+    if not make_plan(run.state, run.origin, policy, changes).nodes:
+        asking = None  # nothing to do: nothing to parse for
     current: Graph | None = None
     unparsed: tuple[PlanWarning, ...] = ()
     if project is not None and changes is not None and changes.structural:
         current = checkout.fresh_graph(project)
         if current is None and asking is not None:
-            current = asking.graph(run.state.invocations[0])
+            current = asking.graph(run.state.first)
         elif current is None:
             names = ", ".join(changes.structural[:3])
             unparsed = (
@@ -78,14 +88,6 @@ def plan_run(
                     "dbt has parsed the project; retry does that first",
                 ),
             )
-    policy = Policy(
-        tests=options.tests,
-        select=_narrowed(run.graph, options.select) if options.select else None,
-        exclude=_narrowed(run.graph, options.exclude) if options.exclude else frozenset(),
-        full_refresh=options.overrides.full_refresh,
-        allow_drift=options.allow_drift,
-        allow_non_idempotent=options.allow_non_idempotent,
-    )
     if current is None and run.origin is not run.graph:
         current = run.graph
     plan = make_plan(run.state, run.origin, policy, changes, current)

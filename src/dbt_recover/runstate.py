@@ -30,13 +30,14 @@ _NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
 
 
 def in_order(recorded: Iterable[Recorded]) -> list[Recorded]:
-    """By attempt, then by beginning; declared steps that never began after those that did, in the
-    order of the declaration (which their ids carry)."""
+    """By beginning: a retry's is never before what it went on from (execute.run_recorded). Declared
+    steps that never began come first, in the order of the declaration (which their ids carry): any
+    word on a node is later than theirs."""
 
-    def key(record: Recorded) -> tuple[int, bool, str, str]:
+    def key(record: Recorded) -> tuple[bool, str, str]:
         invocation = record.invocation
-        waiting = invocation.end == NEVER_BEGAN
-        return invocation.attempt, waiting, invocation.began, invocation.invocation_id
+        begun = invocation.end != NEVER_BEGAN
+        return begun, invocation.began if begun else "", invocation.invocation_id
 
     return sorted(recorded, key=key)
 
@@ -112,7 +113,8 @@ def rebuilt_above(state: RunState, graph: Graph) -> dict[str, str]:
             above = state.nodes.get(parent)
             if (
                 above is not None
-                and above.attempt > node.attempt
+                and above.attempt > 1
+                and above.index > node.index
                 and above.result.status in SUCCESSES
             ):
                 stale[uid] = parent

@@ -54,7 +54,7 @@ def fetch(
         )
     directory.mkdir(parents=True, exist_ok=True)
     write_manifest(archive, run, directory)
-    invocation = run.state.invocations[0]
+    invocation = run.state.first
     results = [
         {
             "unique_id": uid,

@@ -555,8 +555,9 @@ class Running:
         os.killpg(self.process.pid, number)
 
     def signal_dbt(self, number: int) -> None:
-        """To dbt alone."""
-        os.kill(self.dbt(), number)
+        """To dbt alone, if it has not just ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.dbt(), number)
 
     def end(self) -> Ran:
         """Wait until it has ended."""

@@ -532,9 +532,11 @@ def test_an_archive_that_stays_out_of_reach(
         assert "archive cannot be written" in ran.err
         assert str(spool) in ran.err
         assert "archive --resume" in ran.err
-        still = here.recover("archive", "--resume")
-        assert still.code == StorageError.exit_code, still
-        assert str(spool) in still.err
+        if deliver == "archive --resume":
+            still = here.recover("archive", "--resume")
+            assert still.code == StorageError.exit_code, still
+            assert str(spool) in still.err
+            assert "nothing waits" not in still.out
     if deliver == "archive --resume":
         done = here.recover("archive", "--resume")
         assert done.code == 0, done
@@ -683,6 +685,13 @@ def test_run_results_that_a_kill_left(left: str, built: Checkout) -> None:
         assert running.end().code == 137
         assert running.succeeded() == BEFORE_LATE
     assert set(built.plan()) == RELAY_NODES - BEFORE_LATE
+    if left == "an older run's":
+        # dbt itself takes it for this one's.
+        alone = built.elsewhere(built.home.with_name("alone"))
+        shutil.copytree(built.root / "target", alone.root / "target")
+        told = alone.dbt("retry")
+        assert (told.code, alone.calls[0].executed) == (0, [])
+        assert "Nothing to do" in told.out
     fetched = built.recover("fetch", "--to", built.home / "state")
     assert fetched.code == 0, fetched
     state = json.loads((built.home / "state/run_results.json").read_text())

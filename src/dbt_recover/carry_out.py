@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .artifacts import synthesise_run_results
-from .command_line import DbtCommand
+from .command_line import DbtCommand, starred
 from .context import Identity, Where
 from .dbt import find_dbt
 from .errors import (
@@ -250,9 +250,24 @@ def _run_group(
             replace(where, environ=_environment(where.environ)),
             command.argv(),
             identity,
-            task=replace(task, argv=base.argv()),
+            task=replace(task, argv=base.argv(), secrets=_given_again(group, options)),
             stdout=stdout,
         )
+
+
+def _given_again(group: Group, options: Options) -> list[str]:
+    """Values of --vars whose names the run recorded as secret."""
+    recorded = group.invocation.args.get("vars") or {}
+    names = {path.split(".")[0] for path in starred(recorded) if path}
+    return [text for name in names for text in _texts(options.overrides.vars.get(name))]
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, Mapping):
+        return [text for v in value.values() for text in _texts(v)]
+    if isinstance(value, list):
+        return [text for v in value for text in _texts(v)]
+    return [] if value is None or value == "" else [str(value)]
 
 
 def _strategy(wanted: str, group: Group) -> str:

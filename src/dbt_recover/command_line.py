@@ -333,6 +333,18 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+def scrubbed(value: Any, secrets: Iterable[str]) -> Any:
+    """The same for all text in a JSON value."""
+    secrets = list(secrets)
+    if isinstance(value, str):
+        return scrub(value, secrets)
+    if isinstance(value, dict):
+        return {k: scrubbed(v, secrets) for k, v in value.items()}
+    if isinstance(value, list):
+        return [scrubbed(v, secrets) for v in value]
+    return value
+
+
 def starred(value: object) -> list[str]:
     """Paths of values in `value` that hold five stars instead of a secret: ['api.key']."""
     if isinstance(value, str):

@@ -14,6 +14,7 @@ import msgspec
 from . import dbt
 from .artifacts import RunResults, read_run_results
 from .clock import now
+from .command_line import scrubbed, secret_values
 from .errors import DamagedError
 from .journal import Journal
 from .layout import FORMAT_VERSION
@@ -104,7 +105,9 @@ def _args(recorded: dict[str, Any], invocation: Invocation) -> dict[str, Any]:
     """dbt's own word where there is one; of a retry, what it restored."""
     if invocation.intended is not None:
         return invocation.args
-    return {**invocation.args, **recorded}
+    # dbt 1.11 itself leaves the value of a DBT_ENV_SECRET_* variable in the vars it records.
+    args: dict[str, Any] = scrubbed({**invocation.args, **recorded}, secret_values())
+    return args
 
 
 def _end(ended: dbt.Ended | None) -> str:
@@ -138,7 +141,9 @@ def merge_results(recorded: Mapping[str, NodeResult], journal: Journal) -> dict[
     merged = dict(journal.results)
     for uid, result in recorded.items():
         seen = journal.results.get(uid)
-        if result.status == SKIPPED and seen is not None and seen.status in SUCCESSES:
+        # And dbt v2 that was interrupted records all nodes as errors.
+        doubtful = {SKIPPED, "error"} if journal.dbt_version.startswith("2") else {SKIPPED}
+        if result.status in doubtful and seen is not None and seen.status in SUCCESSES:
             continue
         merged[uid] = result
     return merged

@@ -14,7 +14,7 @@ import msgspec
 
 from . import checkout, dbt, journal_v2
 from .clock import after
-from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, secret_values
+from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, scrubbed, secret_values
 from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError
 from .evidence import put_together
@@ -40,6 +40,8 @@ class Task:
     replaced: Mapping[str, str]
     judge: Callable[[Recorded], Verdict]
     """How the whole run stands after this invocation."""
+    secrets: Sequence[str] = ()
+    """Values given again for vars that were secret: not to be recorded."""
     went_before: Sequence[str] = ()
     """When the invocations began that it goes on from: it begins later, whatever the clock of this
     machine says."""
@@ -78,7 +80,7 @@ def run_recorded(
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)
     home = spool_home(where, project)
     began = after(task.went_before if task else ())
-    hidden = secret_values(where.environ)
+    hidden = [*(task.secrets if task else ()), *secret_values(where.environ)]
     shown = DbtCommand.parse(task.argv if task else argv)
     invocation = Invocation(
         invocation_id="",
@@ -87,7 +89,7 @@ def run_recorded(
         step=identity.step,
         argv=[scrub(w, hidden) for w in shown.argv()],
         command=shown.command,
-        args=_scrubbed(shown.args(), hidden),
+        args=scrubbed(shown.args(), hidden),
         project_name=project.name,
         began=began,
         host=socket.gethostname(),
@@ -214,16 +216,6 @@ def _ignore_in_git(project: checkout.Project) -> None:
             (home / ".gitignore").write_text("*\n")
     except OSError:
         return
-
-
-def _scrubbed(value: Any, hidden: list[str]) -> Any:
-    if isinstance(value, str):
-        return scrub(value, hidden)
-    if isinstance(value, dict):
-        return {k: _scrubbed(v, hidden) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_scrubbed(v, hidden) for v in value]
-    return value
 
 
 def _deliver(where: Where, publication: Publication, commit: Commit) -> str:

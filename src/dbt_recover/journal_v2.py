@@ -106,7 +106,8 @@ def _node(span: _Span, said: _Attributes, ident: str, at: str, ended: bool) -> R
     status = _OUTCOMES.get(said.node_outcome, "")
     test = said.node_test_detail
     if status == "success" and test is not None:
-        status = _TEST_OUTCOMES.get(test.test_outcome, "")
+        # Passed is the enum's zero, which v2 leaves out.
+        status = _TEST_OUTCOMES.get(test.test_outcome or "TEST_OUTCOME_PASSED", "")
     elif status == "success" and said.unique_id.startswith(("test.", "unit_test.")):
         status = "pass"
     if not status:

@@ -92,7 +92,7 @@ def plan_run(
         current = run.graph
     plan = make_plan(run.state, run.origin, policy, changes, current)
     if not plan.nodes:
-        return plan
+        return replace(plan, warnings=(*plan.warnings, *_unknown_scope(run, options)))
     around = [*_surroundings(run, plan, options, project), *_undeclared(run, pipelines)]
     if archive is not None:
         around += _built_later(archive, run, plan, options)
@@ -234,14 +234,18 @@ def _other_project(run: LoadedRun, project: checkout.Project | None) -> str:
     return f"this is dbt project {project.name!r}; the run was of {recorded!r}"
 
 
+def _unknown_scope(run: LoadedRun, options: Options) -> list[PlanWarning]:
+    return [
+        PlanWarning("unknown_scope", text, "--allow-unknown-scope", options.allow_unknown_scope)
+        for text in run.state.warnings
+    ]
+
+
 def _surroundings(
     run: LoadedRun, plan: Plan, options: Options, project: checkout.Project | None
 ) -> list[PlanWarning]:
     """Rule 7, as far as it looks at where the retry happens."""
-    found = [
-        PlanWarning("unknown_scope", text, "--allow-unknown-scope", options.allow_unknown_scope)
-        for text in run.state.warnings
-    ]
+    found = _unknown_scope(run, options)
     other = _other_project(run, project)
     if other:
         found.append(

@@ -168,7 +168,7 @@ def readers(graph: Graph, uid: str, scope: set[str]) -> Iterator[str]:
 
 def describe(state: RunState) -> str:
     """One word for the run: success, recovered, failed."""
-    if unsettled(state):
+    if unsettled(state) or (state.warnings and not state.nodes):
         return "failed"
     return "recovered" if state.attempts > 1 else "success"
 

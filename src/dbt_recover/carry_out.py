@@ -26,6 +26,7 @@ from .errors import (
     RefusedError,
 )
 from .execute import Outcome, Task, run_recorded
+from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
 from .model import FAILURES, SKIPPED, NodeResult, Recorded, RunState
@@ -96,8 +97,14 @@ def retry(
         logical_date=run.state.run.logical_date,
     )
     airflow = where.environ.get("AIRFLOW_CTX_DAG_RUN_ID", "")
-    with Lease(where.archive, run.lease_place(step), airflow_run=airflow) as lease:
-        return _under_lease(where, run, plan, options, identity, launcher, stdout, lease)
+    place = run.lease_place(step)
+    with (
+        Interrupts() as interrupts,
+        Lease(where.archive, place, interrupts.patiently, airflow_run=airflow) as lease,
+    ):
+        return _under_lease(
+            where, run, plan, options, identity, launcher, stdout, lease, interrupts
+        )
 
 
 def _under_lease(
@@ -109,6 +116,7 @@ def _under_lease(
     launcher: tuple[str, ...],
     stdout: IO[Any] | int | None,
     lease: Lease,
+    interrupts: Interrupts,
 ) -> Retried:
     # The run as it was read may be older than the lease: somebody may just have ended.
     if where.archive.state_of(run.place, fresh=True) != run.seen:
@@ -119,7 +127,6 @@ def _under_lease(
     began = time.monotonic()
     added: list[Recorded] = []
     executed: list[str] = []
-    interrupted = 0
     for group in stages(plan, run):
         nodes = [n for n in group.nodes if not blocked(n, run.graph, added)]
         if not nodes:
@@ -144,18 +151,18 @@ def _under_lease(
             launcher,
             task,
             stdout,
+            interrupts,
         )
         added.append(outcome.recorded)
         executed += _executed(outcome)
-        interrupted = outcome.ended.interrupted
-        if not outcome.recorded.results and not interrupted:
+        if not outcome.recorded.results and not interrupts.received:
             raise _ran_nothing(outcome, nodes)
-        if interrupted:
+        if interrupts.received:
             break
     # Of a retry into another target it is said how that went; the run itself stays as it was.
     state = run.restate(added, any_target=True)
     seconds = time.monotonic() - began
-    done = _outcome(run, state, identity.attempt, executed, interrupted, seconds, options)
+    done = _outcome(run, state, identity.attempt, executed, interrupts.received, seconds, options)
     own = {n.unique_id: run.state.invocations[n.invocation].target for n in plan.nodes}
     elsewhere = {r.invocation.target for r in added} - set(own.values()) - {""}
     return replace(done, elsewhere=min(elsewhere, default=""))
@@ -209,8 +216,9 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
     hooks = [uid for uid in left if uid.startswith("operation.")]
     if hooks and not options.ignore_failed_hooks:
         raise RefusedError(
-            f"every node of run {run_id} was built, but {hooks[0]} failed, and dbt runs a hook "
-            "only with a command: what the hook should have done is missing",
+            f"every node of run {run_id} was built, but {hooks[0]} "
+            f"{'failed' if left[hooks[0]].result.status in FAILURES else 'did not end'}, and dbt "
+            "runs a hook only with a command: what the hook should have done is missing",
             hint=f"run the command again: dbt-recover exec --run-id {run_id} -- {_typed(run)}\n"
             "  or take the run as whole: --ignore-failed-hooks",
         )
@@ -235,6 +243,7 @@ def _run_group(
     launcher: tuple[str, ...],
     task: Task,
     stdout: IO[Any] | int | None,
+    interrupts: Interrupts,
 ) -> Outcome:
     base = restored(group.invocation, options.overrides, launcher=launcher, cwd=where.cwd)
     strategy = _strategy(options.strategy, group)
@@ -250,6 +259,7 @@ def _run_group(
             replace(where, environ=_environment(where.environ)),
             command.argv(),
             identity,
+            interrupts,
             task=replace(task, argv=base.argv(), secrets=_given_again(group, options)),
             stdout=stdout,
         )
@@ -369,7 +379,7 @@ def _outcome(
         result = state.nodes[node.unique_id].result if node.unique_id in state.nodes else None
         if result is not None and result.status in FAILURES:
             failing.append(result)
-    if interrupted:
+    if left.nodes and interrupted:
         outcome = "interrupted"
         code = EXIT_TERMINATED if interrupted == signal.SIGTERM else EXIT_INTERRUPTED
     elif left.nodes:

@@ -51,10 +51,17 @@ class Project:
         return self.root / str(self.settings.get("log-path") or "logs")
 
 
-def open_project(command: DbtCommand | None, environ: Mapping[str, str], cwd: Path) -> Project:
+def open_project(
+    command: DbtCommand | None,
+    environ: Mapping[str, str],
+    cwd: Path,
+    *,
+    for_dbt: bool = False,
+) -> Project:
     """The project a command is about: --project-dir, DBT_PROJECT_DIR, or from here upwards.
 
-    UsageError when there is none or its dbt_project.yml cannot be read.
+    UsageError when there is none or its dbt_project.yml cannot be read; `for_dbt` leaves the
+    latter for dbt to say.
     """
     given = (command.value("--project-dir") if command else None) or environ.get("DBT_PROJECT_DIR")
     root = Path(cwd, given).resolve() if given else find_root(cwd)
@@ -64,11 +71,21 @@ def open_project(command: DbtCommand | None, environ: Mapping[str, str], cwd: Pa
             f"no dbt_project.yml in {where}",
             hint="go to the dbt project, or pass --project-dir DIR",
         )
-    return read_project(root)
+    return read_project(root, for_dbt=for_dbt)
 
 
-def read_project(root: Path) -> Project:
-    """Read dbt_project.yml; Jinja in it is left as text."""
+def read_project(root: Path, *, for_dbt: bool = False) -> Project:
+    """Read dbt_project.yml; Jinja in it is left as text. UsageError if it cannot be read, or,
+    `for_dbt`, a project without name and settings."""
+    try:
+        return _read(root)
+    except UsageError:
+        if for_dbt:
+            return Project(root, "", {})
+        raise
+
+
+def _read(root: Path) -> Project:
     import yaml
 
     path = root / "dbt_project.yml"

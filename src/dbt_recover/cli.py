@@ -21,6 +21,7 @@ from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
 if TYPE_CHECKING:
     from .archive import Archive
     from .checkout import Project
+    from .command_line import DbtCommand
     from .context import Where
     from .load import Asking, LoadedRun
     from .pipeline import Pipeline
@@ -40,28 +41,28 @@ class App:
 
     def project(self) -> Project | None:
         """The dbt project that --project-dir names or that we are in."""
-        from . import checkout
-        from .errors import UsageError
-
-        given = self.options["project_dir"]
-        try:
-            return checkout.open_project(
-                None, {**os.environ, **({"DBT_PROJECT_DIR": given} if given else {})}, Path.cwd()
-            )
-        except UsageError:
-            if given:
-                raise
-            return None
+        return self._project(None)
 
     def project_of(self, command: tuple[str, ...]) -> Project | None:
         """The project that a dbt command is about."""
-        from . import checkout
         from .command_line import DbtCommand
 
-        parsed = DbtCommand.parse(command)
-        if parsed.value("--project-dir") is None:
-            return self.project()
-        return checkout.open_project(parsed, os.environ, Path.cwd())
+        return self._project(DbtCommand.parse(command))
+
+    def _project(self, command: DbtCommand | None) -> Project | None:
+        """One that cannot be read is without a name: dbt says best what is wrong with it, and
+        looking at past runs needs none."""
+        from . import checkout
+        from .errors import UsageError
+
+        given = self.options["project_dir"] or ""
+        environ = {**os.environ, **({"DBT_PROJECT_DIR": given} if given else {})}
+        try:
+            return checkout.open_project(command, environ, Path.cwd(), for_dbt=True)
+        except UsageError:
+            if given or (command is not None and command.value("--project-dir")):
+                raise
+            return None
 
     def archive(self, project: Project | None = None, *, check: bool = True) -> Archive:
         """The archive that --archive names, or the one in the project's `.dbt-recover/`."""
@@ -348,9 +349,10 @@ def retry(
         return
     app: App = context.obj
     options = chosen(app.options, given)
-    kept = app.archive()
+    kept = app.archive(check=False)
     # A recorder that was killed here knows more of the run than the archive does.
     deliver_leftovers(app.where(kept), spool_home(app.where(kept), app.project()), quiet=True)
+    kept.check()
     loaded, made = app.plan(kept, run, logical_date, options, ask=True)
     for warning in made.warnings:
         if not warning.flag or warning.allowed:

@@ -65,6 +65,11 @@ def planning_options(function: F) -> F:
             "--allow-unknown-scope", is_flag=True, help="Go on though more may be left undone."
         ),
         click.option(
+            "--allow-unknown-settings",
+            is_flag=True,
+            help="Go on with the vars, target and full refresh typed here (dbt v2 without exec).",
+        ),
+        click.option(
             "--allow-older-run", is_flag=True, help="Go on though a later run has built the same."
         ),
         click.option("--ignore-failed-hooks", is_flag=True, help="Whole though a hook failed."),

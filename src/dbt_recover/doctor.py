@@ -317,6 +317,9 @@ def _project(around: Surroundings, archive: Archive | None) -> Iterator[Check]:
 
 
 def _matching(project: Project, archive: Archive | None) -> Check:
+    if not project.name:
+        what = f"{project.root}/dbt_project.yml cannot be read"
+        return Check("project", FAIL, what, "dbt parse says what is wrong with it")
     what = f"{project.name} in {project.root}"
     recorded = _latest_project(archive) if archive is not None else ""
     if recorded and recorded != project.name:

@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, scrubbed, secret
 from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError
 from .evidence import put_together
+from .interrupts import Interrupts
 from .latest import keep_latest
 from .leftovers import deliver_leftovers, spool_home
 from .machine import process_mark, this_machine
@@ -29,7 +31,7 @@ from .model import (
 from .publish import AlreadyArchived, Publication, Spool, SpoolState
 from .recorder import Recorder
 from .records import Commit, Verdict
-from .text_log import TextLog
+from .text_log import LogForm, TextLog
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,15 @@ class Outcome:
     ended: dbt.Ended
     recorded: Recorded
     run_id: str
+    delivered: bool = True
+    """Whether the archive has it."""
 
 
 def run_recorded(
     where: Where,
     argv: Sequence[str],
     identity: Identity,
+    interrupts: Interrupts,
     *,
     task: Task | None = None,
     stdout: IO[Any] | int | None = None,
@@ -76,7 +81,7 @@ def run_recorded(
     """
     gc.enable()  # the command line goes without; this can last for hours
     command = DbtCommand.parse(argv)
-    project = checkout.open_project(command, where.environ, where.cwd)
+    project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)
     home = spool_home(where, project)
     began = after(task.went_before if task else ())
@@ -111,16 +116,18 @@ def run_recorded(
     spool = Spool.create(home, state)
     publication = Publication(where.archive, spool)
     recorder = Recorder(spool, publication, invocation, project)
-    recorder.text_log = TextLog(_text_log(project, command, where.environ))
+    recorder.text_log = TextLog(LogForm.asked_for(project, command, where.environ))
 
     def started(pid: int) -> None:
         publication.processes.append(process_mark(pid))
-        spool.save(msgspec.structs.replace(state, processes=publication.processes))
+        with suppress(OSError):  # a full disk is no reason to stop dbt
+            spool.save(msgspec.structs.replace(state, processes=publication.processes))
         recorder.start()  # only now: a process with threads is not to be forked
 
     try:
         ended = dbt.run(
             command.without(_LOG_FLAGS).argv(),
+            interrupts,
             env={**where.environ, **_log_environment(recorder)},
             cwd=where.cwd,
             stdout=stdout,
@@ -128,23 +135,56 @@ def run_recorded(
             on_start=started,
         )
     except DbtError:
-        recorder.stop()
+        recorder.stop(interrupts)
         spool.remove()
         raise
-    journal = recorder.stop()
+    journal = recorder.stop(interrupts)
     commit, recorded = put_together(spool, recorder, journal, ended, state)
     if task is not None:
-        _fenced(task, spool, home)
         commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
     spool.keep_commit(commit)
-    if ended.interrupted and recorder.trouble:
-        # Whoever interrupted us kills us soon; the archive has been out of reach all the while.
-        _say_kept(where, spool, recorder.trouble)
-        return Outcome(ended, recorded, commit.invocation.run.run_id)
-    run_id = _deliver(where, publication, commit)
-    if not ended.interrupted:
-        deliver_leftovers(where, home, quiet=True)
-    return Outcome(ended, recorded, run_id)
+    run_id = _delivered(where, publication, commit, recorder, interrupts, task, home)
+    return Outcome(ended, recorded, run_id or commit.invocation.run.run_id, bool(run_id))
+
+
+def _delivered(
+    where: Where,
+    publication: Publication,
+    commit: Commit,
+    recorder: Recorder,
+    interrupts: Interrupts,
+    task: Task | None,
+    home: Path,
+) -> str:
+    """Bring the record to the archive, as long as there is time. Returns the run it is in, empty
+    if it is kept here; what that means is said. LockedError if the attempt must not be published.
+    """
+    trouble, found = recorder.trouble, []
+
+    def deliver() -> None:
+        if task is not None:
+            _fenced(task, publication.spool, home)
+        found.append(_publish(where, publication, commit))
+        if not interrupts.received:
+            deliver_leftovers(where, home, quiet=True)
+
+    # When we have to leave soon, an archive that has been out of reach all the while is not
+    # waited for once more.
+    if not (trouble and interrupts.received):
+        try:
+            done = interrupts.patiently(deliver)
+            trouble = "" if done or found else "it does not answer in time"
+        except LockedError:
+            raise
+        except RecoverError as exc:
+            trouble = exc.message
+    if trouble:
+        where.say(
+            f"dbt-recover: the archive cannot be written: {trouble}\n"
+            f"dbt-recover: the record is kept in {publication.spool.path}; the next exec or retry "
+            "delivers it, or: dbt-recover archive --resume"
+        )
+    return found[0] if found else ""
 
 
 def _fenced(task: Task, spool: Spool, home: Path) -> None:
@@ -158,6 +198,18 @@ def _fenced(task: Task, spool: Spool, home: Path) -> None:
         raise LockedError(f"{exc.message}; its record is kept in {kept}", hint=exc.hint) from exc
 
 
+def _publish(where: Where, publication: Publication, commit: Commit) -> str:
+    run_id = commit.invocation.run.run_id
+    try:
+        where.archive.check(create=True)
+        publication.finish(commit)
+    except AlreadyArchived as exc:
+        where.say(f"dbt-recover: {exc.message}")
+        run_id = exc.run_id
+    publication.spool.remove()
+    return run_id
+
+
 def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
     """`exec`: returns dbt's exit code, as a shell would give it."""
     command = DbtCommand.parse(argv)
@@ -168,12 +220,14 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
                 f"dbt-recover: {' '.join(argv)!r} is no dbt command that is known here: it is run, "
                 "and nothing is recorded"
             )
-        return _exit_code(dbt.run(argv, env=where.environ, cwd=where.cwd))
-    outcome = run_recorded(where, argv, identity)
-    code = _exit_code(outcome.ended)
-    if code == 0 and not identity.run_id:
-        # A command by itself is a whole run; of one of several steps only a retry can say so.
-        keep_latest(where.archive, outcome.run_id, (), where.say)
+        with Interrupts() as interrupts:
+            return _exit_code(dbt.run(argv, interrupts, env=where.environ, cwd=where.cwd))
+    with Interrupts() as interrupts:
+        outcome = run_recorded(where, argv, identity, interrupts)
+        code = _exit_code(outcome.ended)
+        if code == 0 and outcome.delivered and not identity.run_id and not interrupts.received:
+            # A command by itself is a whole run; of one of several steps only a retry can say so.
+            interrupts.patiently(lambda: keep_latest(where.archive, outcome.run_id, (), where.say))
     if code:
         where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover plan")
     return code
@@ -198,15 +252,6 @@ def _log_environment(recorder: Recorder) -> dict[str, str]:
     }
 
 
-def _text_log(
-    project: checkout.Project, command: DbtCommand, environ: Mapping[str, str]
-) -> Path | None:
-    level = command.value("--log-level-file") or environ.get("DBT_LOG_LEVEL_FILE") or ""
-    if level.lower() == "none":
-        return None
-    return checkout.log_path(project, command, environ) / "dbt.log"
-
-
 def _ignore_in_git(project: checkout.Project) -> None:
     """Keep what may hold secrets and row values out of the user's repository."""
     home = project.root / ".dbt-recover"
@@ -216,27 +261,3 @@ def _ignore_in_git(project: checkout.Project) -> None:
             (home / ".gitignore").write_text("*\n")
     except OSError:
         return
-
-
-def _deliver(where: Where, publication: Publication, commit: Commit) -> str:
-    """Bring it to the archive; if that does not work, say where it is kept and how to go on."""
-    spool, run_id = publication.spool, commit.invocation.run.run_id
-    try:
-        where.archive.check(create=True)
-        publication.finish(commit)
-    except AlreadyArchived as exc:
-        where.say(f"dbt-recover: {exc.message}")
-        run_id = exc.run_id
-    except RecoverError as exc:
-        _say_kept(where, spool, exc.message)
-        return run_id
-    spool.remove()
-    return run_id
-
-
-def _say_kept(where: Where, spool: Spool, why: str) -> None:
-    where.say(
-        f"dbt-recover: the archive cannot be written: {why}\n"
-        f"dbt-recover: the record is kept in {spool.path}; the next exec delivers it, or: "
-        "dbt-recover archive --resume"
-    )

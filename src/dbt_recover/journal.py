@@ -28,6 +28,8 @@ _WANTED = (
     b'"ArtifactWritten"',
     b'"CommandCompleted"',
     b'"AdapterRegistered"',
+    b'"LogHookStartLine"',
+    b'"LogHookEndLine"',
 )
 
 
@@ -95,6 +97,7 @@ class _Data(msgspec.Struct):
     batch_index: int = 0
     total_batches: int = 0
     status: str = ""
+    execution_time: float = 0.0
     artifact_path: str = ""
     artifact_type: str = ""
     node_count: int = 0
@@ -185,6 +188,24 @@ def _batch(info: _Info, data: _Data, event: str) -> Record | None:
     )
 
 
+def _hook(info: _Info, data: _Data) -> Record | None:
+    """on-run-start and on-run-end: dbt fires no NodeStart and NodeFinished for them."""
+    node = data.node_info
+    if node is None or not node.unique_id:
+        return None
+    if info.name == "LogHookStartLine":
+        return _start(info, data)
+    result = NodeResult(node.unique_id, data.status, execution_time=data.execution_time)
+    return Record(
+        "finish",
+        info.invocation_id,
+        info.ts,
+        node=node.unique_id,
+        started_at=node.node_started_at,
+        result=result,
+    )
+
+
 _MAKERS: dict[str, Callable[[_Info, _Data], Record | None]] = {
     "NodeStart": _start,
     "NodeFinished": _finish,
@@ -202,6 +223,8 @@ _MAKERS: dict[str, Callable[[_Info, _Data], Record | None]] = {
     "ArtifactWritten": lambda i, d: Record(
         "artifact", i.invocation_id, i.ts, path=d.artifact_path, status=d.artifact_type
     ),
+    "LogHookStartLine": _hook,
+    "LogHookEndLine": _hook,
     "CommandCompleted": lambda i, d: Record("end", i.invocation_id, i.ts, success=d.success),
 }
 

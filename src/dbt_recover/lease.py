@@ -11,6 +11,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import msgspec
@@ -49,12 +50,15 @@ class Lease:
         self,
         archive: Archive,
         place: RunPlace,
+        patiently: Callable[[Callable[[], None]], object] = lambda release: release(),
         *,
         airflow_run: str = "",
         ttl: float = TTL_SECONDS,
     ) -> None:
         self._archive = archive
         self._place = place
+        self._patiently = patiently
+        """Releases it, or gives up: then it expires by itself."""
         self._ttl = ttl
         self._record = Holder(
             FORMAT_VERSION,
@@ -83,6 +87,9 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
+        self._patiently(self._release)
+
+    def _release(self) -> None:
         self._thread.join()
         if not self._lost:
             try:

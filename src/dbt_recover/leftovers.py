@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import checkout
 from .context import Where
-from .errors import RecoverError, UsageError
+from .errors import DamagedError, RecoverError, StorageError, UsageError
 from .evidence import put_together
 from .journal import fold
 from .machine import process_lives, process_mark, this_machine
@@ -22,7 +22,13 @@ def resume_spools(where: Where, project: checkout.Project | None) -> str:
     if where.spool is None and project is None:
         raise UsageError("this is not a dbt project", hint="pass --spool DIR or --project-dir DIR")
     home = spool_home(where, project)
-    delivered = deliver_leftovers(where, home)
+    waiting: list[RecoverError] = []
+    delivered = deliver_leftovers(where, home, waiting=waiting)
+    if waiting:
+        last = waiting[-1]
+        if isinstance(last, DamagedError):
+            raise last
+        raise StorageError(f"{len(waiting)} still wait in {home}: {last.message}", hint=last.hint)
     if not delivered:
         return f"nothing waits in {home}"
     return "delivered: " + ", ".join(f"run {r}" for r in delivered)
@@ -38,9 +44,11 @@ def spool_home(where: Where, project: checkout.Project | None) -> Path:
     return Path(tempfile.gettempdir()) / f"dbt-recover-{os.getuid()}" / "spool"
 
 
-def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> list[str]:
+def deliver_leftovers(
+    where: Where, home: Path, *, quiet: bool = False, waiting: list[RecoverError] | None = None
+) -> list[str]:
     """Bring to the archive what earlier recordings could not, and what died with its recorder.
-    Returns the run ids delivered."""
+    Returns the run ids delivered; why others could not be is said and added to `waiting`."""
     delivered = []
     for spool in find_spools(home):
         try:
@@ -58,7 +66,9 @@ def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> list[
             continue
         except RecoverError as exc:
             if not quiet:
-                where.say(f"dbt-recover: {spool.path}: {exc.message}")
+                where.say(f"dbt-recover: {spool.path} still waits: {exc.message}")
+            if waiting is not None:
+                waiting.append(exc)
             continue
         spool.remove()
         delivered.append(done.invocation.run.run_id)
@@ -71,7 +81,7 @@ def _close(spool: Spool, state: SpoolState) -> Commit | None:
     if not records:
         return None
     journal = fold(records)
-    project = checkout.read_project(Path(state.project_root))
+    project = checkout.read_project(Path(state.project_root), for_dbt=True)
     recorder = Recorder(spool, None, state.invocation, project)
     recorder.take_up(records)
     commit, _ = put_together(spool, recorder, journal, None, state)

@@ -182,12 +182,18 @@ def _intended(
     archive: Archive, record: Recorded, latest: Graph | None, asking: Asking | None
 ) -> frozenset[str] | None:
     invocation = record.invocation
-    if invocation.intended is not None:
-        return frozenset(invocation.intended)
     graph = archive.graph(record) or latest
-    known = selected(graph, invocation.args, invocation.command) if graph is not None else None
+    known: frozenset[str] | None = None
+    if invocation.intended is not None:
+        known = frozenset(invocation.intended)
+    elif graph is not None:
+        known = selected(graph, invocation.args, invocation.command)
     if known is None and asking is not None:
         known = asking.scope(invocation)
+    if known is not None and graph is not None and known <= record.results.keys():
+        # All that was left to do is what comes after the last node.
+        last = (n for n in graph.nodes.values() if n.resource_type == "operation")
+        known |= {n.unique_id for n in last if "on-run-end" in n.tags}
     return known
 
 

@@ -19,11 +19,12 @@ import msgspec
 from . import checkout, journal_v2
 from .archive import HEARTBEAT_SECONDS
 from .errors import DamagedError, RecoverError
+from .interrupts import Interrupts
 from .journal import Journal, Record, fold, parse_event
 from .manifest import encode_graph, read_manifest
 from .model import Artifact, Invocation, default_run_id
 from .publish import AlreadyArchived, Publication, Spool
-from .text_log import TextLog
+from .text_log import LogForm, TextLog
 
 POLL_SECONDS = 0.2
 SEGMENT_SECONDS = 2.0
@@ -39,7 +40,7 @@ class Recorder:
     """None when what was recorded is only put together, later."""
     invocation: Invocation
     project: checkout.Project
-    text_log: TextLog = field(default_factory=lambda: TextLog(None))
+    text_log: TextLog = field(default_factory=lambda: TextLog(LogForm()))
     """Where dbt would have written its log."""
     records: list[Record] = field(default_factory=list)
     graph: Artifact | None = None
@@ -81,11 +82,13 @@ class Recorder:
         self._number = len(self.spool.segments())
         self._unsent = len(records)
 
-    def stop(self) -> Journal:
-        """Read to the end of the log and say what it holds."""
+    def stop(self, interrupts: Interrupts) -> Journal:
+        """Read to the end of the log and say what it holds. A request that is under way is waited
+        for as long as there is time."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._thread.is_alive() and not interrupts.join(self._thread):
+            # It can only send what has been kept; it does not touch the records any more.
+            self.trouble = "it does not answer in time"
         self._read(last=True)
         self._keep_segment()
         self.text_log.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from . import checkout
+from .archive import HEARTBEAT_LOST_AFTER, HEARTBEAT_SECONDS
 from .carry_out import Retried, retry
 from .command_line import DbtCommand
 from .context import Identity, Where
 from .errors import LockedError, RecoverError, StorageError, UsageError
 from .execute import exec_command
+from .layout import RunPlace
 from .leftovers import deliver_leftovers, spool_home
 from .load import LoadedRun, load
 from .model import Invocation
@@ -34,7 +37,7 @@ def exec_or_resume(
             hint="pass --run-id ID; under Airflow it is known by itself",
         )
     command = DbtCommand.parse(argv)
-    project = checkout.open_project(command, where.environ, where.cwd)
+    project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
     earlier = _earlier(where, identity, command, project)
     if earlier is None:
         return exec_command(where, argv, identity)
@@ -74,7 +77,7 @@ def _earlier(
         place = where.archive.find(identity.run_id)
         if place is None:
             return None
-        whole = load(where.archive, place, project=project)
+        whole, ours = _ended(where, identity, command, place, project)
     except StorageError as exc:
         where.say(f"dbt-recover: earlier tries are not known ({exc.message}); running all of it")
         return None
@@ -82,21 +85,46 @@ def _earlier(
         if exc.exit_code == 10:  # no archive yet, or a run without invocations
             return None
         raise
-    ours = [i for i in whole.state.invocations if _is_this_step(i, identity, command)]
     if not ours:
         return None
-    at_work = [i for i in ours if i.end == "running"]
-    if at_work:
-        raise LockedError(
-            f"this step of run {identity.run_id} is still at work: process {at_work[0].pid} on "
-            f"{at_work[0].host}",
-            hint="wait until it has ended; if that machine is gone, this passes in a minute",
-        )
     part = whole.step({i.invocation_id for i in ours})
     if not part.state.nodes or part.state.warnings:
         # Nothing was recorded, or what was meant is not known: the command itself says it.
         return None
     return whole, part
+
+
+def _ended(
+    where: Where,
+    identity: Identity,
+    command: DbtCommand,
+    place: RunPlace,
+    project: checkout.Project,
+) -> tuple[LoadedRun, list[Invocation]]:
+    """The run, and what it has of this step, once nobody is at work on that: a worker that was
+    lost a moment ago is at work to all others until its heartbeat is old, and a task's try is too
+    good to be used up by that. LockedError if the heartbeat goes on."""
+    until = time.monotonic() + HEARTBEAT_LOST_AFTER + HEARTBEAT_SECONDS
+    said = False
+    while True:
+        whole = load(where.archive, place, project=project)
+        ours = [i for i in whole.state.invocations if _is_this_step(i, identity, command)]
+        at_work = [i for i in ours if i.end == "running"]
+        if not at_work:
+            return whole, ours
+        who = (
+            f"this step of run {identity.run_id} is still at work: process {at_work[0].pid} on "
+            f"{at_work[0].host}"
+        )
+        if time.monotonic() > until:
+            raise LockedError(who, hint="wait until it has ended, or end it there")
+        if not said:
+            where.say(f"dbt-recover: {who}, or was a moment ago; waiting to see")
+            said = True
+        time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+_LOOK_AGAIN_SECONDS = 3.0
 
 
 def _is_this_step(invocation: Invocation, identity: Identity, command: DbtCommand) -> bool:

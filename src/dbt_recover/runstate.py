@@ -81,6 +81,10 @@ def merge(
             lost = intended.get(invocation.invocation_id, frozenset()) | record.in_flight
             for uid in sorted(lost - record.results.keys()):
                 say(NodeResult(uid, IN_FLIGHT if uid in record.in_flight else UNRECORDED))
+        if record.complete and invocation.exit_code == 0:
+            # Hooks run with every command; not every dbt lists them among its results.
+            for uid in [u for u in nodes if u.startswith("operation.")]:
+                del nodes[uid]
         for result in record.results.values():
             # dbt v2 writes what has nothing to do as skipped; a run that ended well skipped
             # nothing because of a failure.

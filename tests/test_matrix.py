@@ -111,6 +111,17 @@ def test_a_kill(here: Checkout, version: str) -> None:
     assert rows(laptop.tables()) == clean(here, version)
 
 
+@pytest.mark.skipif("v2" not in MATRIX, reason="DBT_RECOVER_MATRIX does not name v2")
+def test_the_telemetry_file_of_v2_is_the_users_too(tmp_path: Path) -> None:
+    made = written(tmp_path / "here", FILES)
+    here = made.having(DBT_RECOVER_ARCHIVE=tmp_path / "archive", **dbt_of("v2"))
+    ran = here.recover("exec", "--", "dbt", "build", "--otel-file-name", "mine.jsonl")
+    assert ran.code == 0, ran
+    assert LATE in (here.root / "logs/mine.jsonl").read_text()
+    (run,) = here.recover("runs", "-o", "json").json["runs"]
+    assert (run["status"], run["total"]) == ("success", len(NODES))
+
+
 def test_an_interrupt(here: Checkout, version: str) -> None:
     """v1 ends with 2, v2 with 1 as if a node had failed."""
     codes = (1,) if version == "v2" else (2,)

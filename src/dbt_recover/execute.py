@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -139,6 +140,7 @@ def run_recorded(
         spool.remove()
         raise
     journal = recorder.stop(interrupts)
+    _hand_over_telemetry(recorder, project, command, where.environ)
     commit, recorded = put_together(spool, recorder, journal, ended, state)
     if task is not None:
         commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
@@ -237,7 +239,13 @@ def _exit_code(ended: dbt.Ended) -> int:
     return ended.exit_code if ended.exit_code >= 0 else 128 - ended.exit_code
 
 
-_LOG_FLAGS = ("--log-path", "--log-format-file", "--log-level-file", "--log-file-max-bytes")
+_LOG_FLAGS = (
+    "--otel-file-name",
+    "--log-path",
+    "--log-format-file",
+    "--log-level-file",
+    "--log-file-max-bytes",
+)
 
 
 def _log_environment(recorder: Recorder) -> dict[str, str]:
@@ -250,6 +258,22 @@ def _log_environment(recorder: Recorder) -> dict[str, str]:
         "DBT_LOG_LEVEL_FILE": "debug",
         "DBT_LOG_FILE_MAX_BYTES": "0",
     }
+
+
+def _hand_over_telemetry(
+    recorder: Recorder,
+    project: checkout.Project,
+    command: DbtCommand,
+    environ: Mapping[str, str],
+) -> None:
+    """To where the user asked dbt v2 to write it; ours was read from another place."""
+    name = command.value("--otel-file-name") or environ.get("DBT_OTEL_FILE_NAME")
+    written = recorder.log_directory / journal_v2.FILE
+    if name and written.exists():
+        with suppress(OSError):
+            target = checkout.log_path(project, command, environ) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(written, target)
 
 
 def _ignore_in_git(project: checkout.Project) -> None:

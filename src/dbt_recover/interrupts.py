@@ -18,6 +18,8 @@ GRACE_SECONDS = 20.0
 """How long an interrupted dbt may take to cancel its queries before it is killed."""
 LEAVE_SECONDS = 27.0
 """How long after the first signal we are gone: Kubernetes and systemd kill after 30."""
+_SAME_SECONDS = 0.5
+"""Within this a signal is the first one once more: sent to the process and to its group."""
 
 
 class Interrupts:
@@ -31,6 +33,7 @@ class Interrupts:
         self._target = 0
         self._kill_at: float | None = None
         self._leave_at: float | None = None
+        self._first_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -86,15 +89,18 @@ class Interrupts:
         return True
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if not self.received:
-            self.received = number
-            self._leave_at = time.monotonic() + LEAVE_SECONDS
+            self.received, self._first_at = number, now
+            self._leave_at = now + LEAVE_SECONDS
             if self._target:
                 self.stop_dbt()
+        elif now - self._first_at < _SAME_SECONDS:
+            return
         elif self._target:
             self._kill()
         else:
-            self._leave_at = time.monotonic()
+            self._leave_at = now
 
     def _kill(self) -> None:
         self.killed = True

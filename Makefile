@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 # Test processes at once, further arguments for pytest, and the dbt versions that `make test` runs.
 WORKERS ?= 2
 ARGS ?=
-TEST_MATRIX ?= 1.8,1.11,v2
+TEST_MATRIX ?= 1.8,1.12,v2
 
 # dbt versions with an environment of their own; 1.11 is the one in .venv.
 MATRIX := 1.8 1.9 1.10 1.12 v2
@@ -50,11 +50,7 @@ demo: install ## the whole story on an embedded DuckDB project
 	@$(in_venv) dbt-recover demo
 
 test: install .venvs/airflow $(foreach v,$(filter-out 1.11,$(subst $(comma), ,$(TEST_MATRIX))),.venvs/dbt-$(v)) ## all tests; ARGS="-k name" for some of them
-	@$(in_venv) DBT_RECOVER_MATRIX=$(TEST_MATRIX) python -m pytest -n $(WORKERS) --dist worksteal -m "not endings" $(ARGS)
-
-.PHONY: test-endings
-test-endings: install $(foreach v,$(filter-out 1.11,$(subst $(comma), ,$(TEST_MATRIX))),.venvs/dbt-$(v)) ## every way a run can be killed, on the dbt versions of TEST_MATRIX; not all pass yet
-	@$(in_venv) DBT_RECOVER_MATRIX=$(TEST_MATRIX) python -m pytest -n $(WORKERS) --dist worksteal -m endings $(ARGS)
+	@$(in_venv) DBT_RECOVER_MATRIX=$(TEST_MATRIX) python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-matrix: install envs ## the recovery tests on every dbt version
 	@$(in_venv) DBT_RECOVER_MATRIX=all python -m pytest -n $(WORKERS) --dist worksteal -m matrix $(ARGS)

@@ -56,7 +56,6 @@ from projects import (
 from servers import Fault, S3Server, proxy_to, xml_error
 
 slow = pytest.mark.slow
-pytestmark = pytest.mark.endings
 
 BUILD = ("exec", "--", "dbt", "build")
 BEFORE_LATE = frozenset({RAW, STG, STG_ID})

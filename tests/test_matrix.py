@@ -27,7 +27,7 @@ from projects import (
     written,
 )
 
-pytestmark = [pytest.mark.matrix, pytest.mark.slow, pytest.mark.endings]
+pytestmark = [pytest.mark.matrix, pytest.mark.slow]
 
 # A branch whose model can fail, and one whose test can: stg -> side, stg -> late -> mart -> top.
 FILES: Mapping[str, str] = {

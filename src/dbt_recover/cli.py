@@ -231,7 +231,13 @@ def exec_(app: App, run_id: str, step: str, resume: bool | None, command: tuple[
 
 
 @cli.command()
-@click.option("--target-dir", default="target", show_default=True, metavar="DIR")
+@click.option(
+    "--target-dir",
+    default="target",
+    show_default=True,
+    metavar="DIR",
+    help="Where dbt left its artifacts.",
+)
 @click.option(
     "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
 )
@@ -258,13 +264,18 @@ def archive(
 
 @cli.command()
 @click.option("--date", metavar="DAY", help="Only this UTC day.")
-@click.option("--since", default="", metavar="DAY")
-@click.option("--until", default="", metavar="DAY")
+@click.option("--since", default="", metavar="DAY", help="From this UTC day on.")
+@click.option("--until", default="", metavar="DAY", help="Up to this UTC day.")
 @click.option(
-    "--status", default="", type=click.Choice(["", "success", "recovered", "failed", "running"])
+    "--status",
+    default="",
+    type=click.Choice(["", "success", "recovered", "failed", "running"]),
+    help="Only runs that stand so.",
 )
 @click.option("--logical-date", default="", metavar="DATE", help="Runs of this Airflow date.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many."
+)
 @output_option
 @click.pass_obj
 def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:

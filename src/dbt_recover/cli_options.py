@@ -40,7 +40,7 @@ def planning_options(function: F) -> F:
         click.option(
             "--exclude", multiple=True, metavar="SELECTION", help="Not these of the plan."
         ),
-        click.option("--vars", "variables", metavar="YAML", help="Laid over the run's own vars."),
+        click.option("--vars", metavar="YAML", help="Laid over the run's own vars."),
         click.option("--target", metavar="NAME", help="Instead of the run's target."),
         click.option("--profile", metavar="NAME", help="Instead of the run's profile."),
         click.option("--threads", type=click.IntRange(1), help="Instead of the run's threads."),
@@ -91,7 +91,7 @@ def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
         select=tuple(w for s in given["select"] for w in s.split()),
         exclude=tuple(w for s in given["exclude"] for w in s.split()),
         overrides=Overrides(
-            vars=parse_vars(given["variables"] or ""),
+            vars=parse_vars(given["vars"] or ""),
             target=given["target"] or "",
             profile=given["profile"] or "",
             threads=given["threads"],

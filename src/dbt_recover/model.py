@@ -18,6 +18,8 @@ NEVER_BEGAN = "never began"
 """`end` of a declared step that has no invocation."""
 IN_FLIGHT = "in flight"
 """Ours: started, and no word of its end; its query may have committed."""
+NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
+"""Beginnings of ids that dbt 1.10 and later list among the results, with nothing to execute."""
 
 
 class NodeResult(msgspec.Struct, frozen=True, omit_defaults=True):

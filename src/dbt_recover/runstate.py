@@ -16,6 +16,7 @@ from .model import (
     FAILURES,
     IN_FLIGHT,
     NEVER_BEGAN,
+    NEVER_EXECUTED,
     SKIPPED,
     SUCCESSES,
     UNRECORDED,
@@ -25,8 +26,6 @@ from .model import (
     Recorded,
     RunState,
 )
-
-_NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
 
 
 def in_order(recorded: Iterable[Recorded]) -> list[Recorded]:
@@ -64,7 +63,7 @@ def merge(
             result: NodeResult, index: int = index, invocation: Invocation = invocation
         ) -> None:
             # dbt 1.10 and later list exposures among the results; there is nothing to execute.
-            if result.unique_id.startswith(_NEVER_EXECUTED):
+            if result.unique_id.startswith(NEVER_EXECUTED):
                 return
             before = nodes.get(result.unique_id)
             if before is not None and not any_target and invocation.intended is not None:

@@ -441,15 +441,19 @@ def test_a_run_that_was_stopped_anywhere(
     assert run["status"] != "failed"
 
 
-def test_a_kill_in_the_last_hook(tmp_path: Path, clean: dict[str, Table]) -> None:
+@pytest.mark.parametrize("moment", ["before", "in"])
+def test_a_kill_at_the_last_hook(moment: str, tmp_path: Path, clean: dict[str, Table]) -> None:
     """Every node is done; what the hook does at the end is not. That is said, and is no reason to
     run any node again."""
     project = RELAY["dbt_project.yml"] + "on-run-end: \"select {{ hold('end') }}\"\n"
     here = written(tmp_path / "here", {**RELAY, "dbt_project.yml": project})
     here = here.having(DBT_RECOVER_ARCHIVE=tmp_path / "kept/archive")
     with here.having(HOLD="end").start(*BUILD) as running:
-        hook = b'"LogHookStartLine"'
-        running.until(lambda: any(hook in line for line in running.lines()), "the hook began")
+        if moment == "in":
+            hook = b'"LogHookStartLine"'
+            running.until(lambda: any(hook in line for line in running.lines()), "the hook began")
+        else:
+            running.until(lambda: running.succeeded() == RELAY_NODES, "the last node ended")
         assert running.succeeded() == RELAY_NODES
         running.signal_dbt(signal.SIGKILL)
         assert running.end().code == 137

@@ -196,7 +196,7 @@ class Archive:
         begun = [self.begun_of(entries.place, i).invocation for i in sorted(entries.open)]
         for invocation_id in entries.committed - words.keys():
             # Killed between the commit and its summary: the commit says it all.
-            words[invocation_id] = summarise(self.commit_of(entries.place, invocation_id))
+            words[invocation_id] = self.summary_of(entries.place, invocation_id)
         unended = self._unended(entries, words)
         running = any(self.alive(entries.place, i) for i in unended)
         status = _status(list(words.values()), bool(unended), running)
@@ -400,14 +400,23 @@ class Archive:
                 raise DamagedError(f"{key} in {self.url} names {artifact.key!r}, outside of {own}")
         return commit
 
+    def summary_of(self, place: RunPlace, invocation_id: str) -> Summary:
+        """The listing's line of a committed invocation, from its commit record and results."""
+        commit = self.commit_of(place, invocation_id)
+        return summarise(commit, self._results(commit))
+
+    def _results(self, commit: Commit) -> Results:
+        for artifact in commit.artifacts:
+            if artifact.name == "results.json":
+                data = self.artifact_bytes(artifact)
+                results: Results = self._decode(data, Results, artifact.key)
+                return results
+        return Results(layout.FORMAT_VERSION)
+
     def _load_committed(self, place: RunPlace, invocation_id: str) -> Recorded:
         commit = self.commit_of(place, invocation_id)
-        named = {a.name: a for a in commit.artifacts}
-        results = Results(layout.FORMAT_VERSION)
-        if "results.json" in named:
-            data = self.artifact_bytes(named["results.json"])
-            results = self._decode(data, Results, named["results.json"].key)
-        graph = named.get("graph.json")
+        results = self._results(commit)
+        graph = next((a for a in commit.artifacts if a.name == "graph.json"), None)
         return Recorded(
             commit.invocation,
             {r.unique_id: r for r in results.results},

@@ -23,7 +23,7 @@ from .model import (
     RunInfo,
     default_run_id,
 )
-from .publish import Publication, Spool, SpoolState
+from .publish import Publication, Spool, SpoolState, complete_listing
 from .records import Commit, Results
 from .restore import find_root
 from .scope import selected
@@ -67,6 +67,7 @@ def archive_finished(
         # Claimed by one who died before it was done: gone on with, in that run.
         identity = replace(identity, run_id=owner.run_id)
     if owner is not None and where.archive.has(owner, ran.invocation_id):
+        complete_listing(where.archive, owner, ran.invocation_id)
         where.say(f"dbt-recover: already archived, in run {owner.run_id}")
         return owner.run_id
     root = find_root(target.resolve())

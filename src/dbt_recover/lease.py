@@ -75,7 +75,9 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="dbt-recover-lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        """Take it. LockedError names the holder if it is taken."""
+        """Take it. LockedError names the holder if it is taken; StorageError if the store would
+        give it to two."""
+        self._archive.check_conditions()
         self._take()
         self._thread.start()
         return self

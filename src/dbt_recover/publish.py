@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from .records import (
 from .storage.base import MissingKey, PreconditionFailed
 
 COMPRESSION_LEVEL = 3
+_GONE = "gone-"
+"""Begins the name of a spool that is being removed."""
 
 
 class AlreadyArchived(RefusedError):
@@ -68,6 +71,8 @@ class Spool:
     def create(cls, parent: Path, state: SpoolState) -> Spool:
         """A new one below parent. StorageError if it cannot be written."""
         spool = cls(parent / f"{os.getpid()}-{secrets.token_hex(4)}")
+        for gone in parent.glob(f"{_GONE}*"):
+            shutil.rmtree(gone, ignore_errors=True)
         try:
             (spool.path / "objects" / "journal").mkdir(parents=True, mode=0o700)
         except OSError as exc:
@@ -159,7 +164,13 @@ class Spool:
 
     def remove(self) -> None:
         """Forget it; the archive has all of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        # In one step no spool any more: half of one could not be delivered.
+        gone = self.path.with_name(_GONE + self.path.name)
+        try:
+            self.path.rename(gone)
+        except OSError:
+            gone = self.path
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _compress(data: bytes) -> bytes:
@@ -168,8 +179,12 @@ def _compress(data: bytes) -> bytes:
 
 def find_spools(parent: Path) -> list[Spool]:
     """Spools that somebody left, oldest first."""
-    found = [p.parent for p in parent.glob("*/spool.json")] if parent.is_dir() else []
-    return [Spool(p) for p in sorted(found, key=lambda p: (p / "spool.json").stat().st_mtime)]
+    found = []
+    for path in parent.glob("*/spool.json") if parent.is_dir() else ():
+        with suppress(OSError):  # another delivers and removes it right now
+            if not path.parent.name.startswith(_GONE):
+                found.append((path.stat().st_mtime, path.parent))
+    return [Spool(path) for _, path in sorted(found)]
 
 
 class Publication:
@@ -262,6 +277,7 @@ class Publication:
             )
         except PreconditionFailed:
             if self.archive.commit_of(place, ident).nonce != commit.nonce:
+                complete_listing(self.archive, place, ident)
                 raise AlreadyArchived(ident, invocation.run.run_id) from None
         results = self._results()
         self._put(summarise(commit, results).key(place, ident), b"")
@@ -284,6 +300,15 @@ class Publication:
         except PreconditionFailed:
             # Ours from an earlier try, or the same from another worker: objects are written once.
             return
+
+
+def complete_listing(archive: Archive, place: RunPlace, invocation_id: str) -> None:
+    """Write what `runs` shows of a committed invocation, if its writer died before it could."""
+    prefix = place.records(invocation_id) + "~"
+    if next(archive.storage.list(prefix), None) is None:
+        key = archive.summary_of(place, invocation_id).key(place, invocation_id)
+        with suppress(PreconditionFailed):
+            archive.storage.write(key, b"", if_absent=True)
 
 
 def register_run(archive: Archive, run: RunInfo) -> RunInfo:

@@ -158,8 +158,19 @@ def _fenced(task: Task, spool: Spool, home: Path) -> None:
         raise LockedError(f"{exc.message}; its record is kept in {kept}", hint=exc.hint) from exc
 
 
-def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
-    """`exec`: returns dbt's exit code, as a shell would give it."""
+@dataclass(frozen=True)
+class Exited:
+    """How `exec` ended."""
+
+    code: int
+    """dbt's, as a shell would give it."""
+    run_id: str = ""
+    """Empty if nothing was recorded."""
+    interrupted: bool = False
+
+
+def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exited:
+    """`exec`: run the command, recorded if it runs nodes."""
     command = DbtCommand.parse(argv)
     if command.command not in RUNNING:
         # deps, parse, docs, ...: no nodes, nothing to recover; run it as it is.
@@ -168,7 +179,7 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
                 f"dbt-recover: {' '.join(argv)!r} is no dbt command that is known here: it is run, "
                 "and nothing is recorded"
             )
-        return _exit_code(dbt.run(argv, env=where.environ, cwd=where.cwd))
+        return Exited(_exit_code(dbt.run(argv, env=where.environ, cwd=where.cwd)))
     outcome = run_recorded(where, argv, identity)
     code = _exit_code(outcome.ended)
     if code == 0 and not identity.run_id:
@@ -176,7 +187,7 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
         keep_latest(where.archive, outcome.run_id, (), where.say)
     if code:
         where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover plan")
-    return code
+    return Exited(code, outcome.run_id, bool(outcome.ended.interrupted))
 
 
 def _exit_code(ended: dbt.Ended) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .cli_notify import COMMANDS as TELLING
 from .cli_options import (
     chosen,
     on_option,
@@ -438,7 +439,7 @@ def demo(app: App, keep: str | None) -> None:
     sys.exit(run_demo(click.echo, keep=Path(keep) if keep else None, dbt_path=app.options["dbt"]))
 
 
-for _command in UPKEEP:
+for _command in (*UPKEEP, *TELLING):
     cli.add_command(_command)
 
 

@@ -159,8 +159,15 @@ def diagnose(result: NodeResult, adapter: str = "") -> Diagnosis:
         error_class, evidence = DATA, Evidence("status", "fail", query_id=result.query_id)
     else:
         error_class, evidence = classify(result.message, adapter, result.query_id)
-    lines = unwrap(result.message).lines
-    return Diagnosis(result.unique_id, error_class, lines[0] if lines else result.status, evidence)
+    summary = _summary(unwrap(result.message).lines) or result.status
+    return Diagnosis(result.unique_id, error_class, summary, evidence)
+
+
+def _summary(lines: tuple[str, ...]) -> str:
+    """The first line; Snowflake's says only what kind of error it is, and the second which."""
+    if len(lines) > 1 and (lines[0].endswith(":") or "SQL compilation error:" in lines[0]):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else ""
 
 
 def diagnoses(state: RunState) -> dict[str, Diagnosis]:

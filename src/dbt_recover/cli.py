@@ -110,6 +110,8 @@ class App:
         environ = dict(os.environ)
         if self.options["project_dir"]:
             environ["DBT_PROJECT_DIR"] = str(Path(self.options["project_dir"]).resolve())
+        if self.options["no_query_tag"]:
+            environ["DBT_RECOVER_QUERY_TAG"] = ""
         return Where(
             archive, environ, Path.cwd(), self.say, Path(spool).resolve() if spool else None
         )
@@ -197,6 +199,9 @@ def _load_file(
 @click.option("--project-dir", metavar="DIR", help="The dbt project, if it is not here.")
 @click.option("--profiles-dir", metavar="DIR", help="Where profiles.yml is, for retry.")
 @click.option("--spool", metavar="DIR", help="Where records wait for an archive out of reach.")
+@click.option(
+    "--no-query-tag", is_flag=True, help="Do not tell dbt the run in DBT_RECOVER_QUERY_TAG."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:

@@ -26,7 +26,9 @@ from .model import (
     Recorded,
     RunInfo,
 )
+from .profiles import check_variables
 from .publish import AlreadyArchived, Publication, Spool, SpoolState
+from .query_tag import query_tag
 from .recorder import Recorder
 from .records import Commit, Verdict
 from .text_log import TextLog
@@ -78,6 +80,7 @@ def run_recorded(
     command = DbtCommand.parse(argv)
     project = checkout.open_project(command, where.environ, where.cwd)
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)
+    check_variables(command, project, where.environ, where.cwd)
     home = spool_home(where, project)
     began = after(task.went_before if task else ())
     hidden = [*(task.secrets if task else ()), *secret_values(where.environ)]
@@ -121,7 +124,7 @@ def run_recorded(
     try:
         ended = dbt.run(
             command.without(_LOG_FLAGS).argv(),
-            env={**where.environ, **_log_environment(recorder)},
+            env={**query_tag(invocation), **where.environ, **_log_environment(recorder)},
             cwd=where.cwd,
             stdout=stdout,
             keep_going=task.keep_going if task else lambda: True,

@@ -285,7 +285,7 @@ class Archive:
             if self.dated:
                 return self._latest(failed=True, logical_date=spec)
             raise NotFoundError(f"no run began on {spec} in {self.url}", hint=self._what_there_is())
-        place = self.find(spec)
+        place = self.find(spec) or self._began_at(spec)
         if place is not None:
             return place
         candidates = [
@@ -306,6 +306,13 @@ class Archive:
         if owner is not None:
             return owner
         raise NotFoundError(f"no run {spec!r} in {self.url}", hint=self._what_there_is())
+
+    def _began_at(self, spec: str) -> RunPlace | None:
+        """The run that began at this time, to the second: `2026-01-31T06:00:12Z`."""
+        if not layout.is_date(spec[:10]) or spec[10:11] != "T" or len(spec) < 19:
+            return None
+        found = [e.place for e in self.entries(spec[:10]) if e.place.began[:19] == spec[:19]]
+        return found[0] if len(found) == 1 else None
 
     def _pointed(self, key: str) -> str:
         """The run id a pointer is about; of a long one the key has only the beginning."""

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ from .artifacts import synthesise_run_results
 from .command_line import DbtCommand, starred
 from .context import Identity, Where
 from .dbt import find_dbt
+from .diagnose import Diagnosis, diagnoses
 from .errors import (
     EXIT_INTERRUPTED,
     EXIT_RECOVERED,
@@ -54,6 +55,8 @@ class Retried:
     total: int = 0
     elsewhere: str = ""
     """The target, where it was another than the run's: the run itself is then as it was."""
+    why: Mapping[str, Diagnosis] = field(default_factory=dict)
+    """Of what is still failing, the class of its failure."""
 
 
 def _verdict(state: RunState, run: LoadedRun, options: Options) -> Verdict:
@@ -212,6 +215,7 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
             still_failing=failing,
             exit_code=EXIT_STILL_FAILING,
             total=total,
+            why=diagnoses(run.state),
         )
     hooks = [uid for uid in left if uid.startswith("operation.")]
     if hooks and not options.ignore_failed_hooks:
@@ -399,4 +403,5 @@ def _outcome(
         code,
         seconds,
         len(state.nodes),
+        why=diagnoses(state),
     )

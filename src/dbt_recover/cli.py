@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .cli_options import chosen, output_option, planning_options
+from .cli_notify import COMMANDS as TELLING
+from .cli_options import (
+    chosen,
+    on_option,
+    output_option,
+    patience,
+    patience_options,
+    planning_options,
+)
 from .cli_upkeep import COMMANDS as UPKEEP
 from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
 
@@ -103,6 +111,8 @@ class App:
         environ = dict(os.environ)
         if self.options["project_dir"]:
             environ["DBT_PROJECT_DIR"] = str(Path(self.options["project_dir"]).resolve())
+        if self.options["no_query_tag"]:
+            environ["DBT_RECOVER_QUERY_TAG"] = ""
         return Where(
             archive, environ, Path.cwd(), self.say, Path(spool).resolve() if spool else None
         )
@@ -190,6 +200,9 @@ def _load_file(
 @click.option("--project-dir", metavar="DIR", help="The dbt project, if it is not here.")
 @click.option("--profiles-dir", metavar="DIR", help="Where profiles.yml is, for retry.")
 @click.option("--spool", metavar="DIR", help="Where records wait for an archive out of reach.")
+@click.option(
+    "--no-query-tag", is_flag=True, help="Do not tell dbt the run in DBT_RECOVER_QUERY_TAG."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:
@@ -220,14 +233,25 @@ def cli(context: click.Context, /, **options: Any) -> None:
     help="Run only what this step's earlier tries in this run left undone.  [default: under "
     "Airflow from the second try on]",
 )
+@patience_options("--retry-transient", "Where all failures are transient, retry up to N times.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- dbt COMMAND...")
 @click.pass_obj
-def exec_(app: App, run_id: str, step: str, resume: bool | None, command: tuple[str, ...]) -> None:
+def exec_(
+    app: App,
+    /,
+    run_id: str,
+    step: str,
+    resume: bool | None,
+    retry_transient: int | None,
+    backoff: float | None,
+    command: tuple[str, ...],
+) -> None:
     """Run dbt unchanged and archive the invocation, whatever its end. Exits as dbt did."""
     from .resume import exec_or_resume
 
     where = app.where(app.archive(app.project_of(command), check=False))
-    sys.exit(exec_or_resume(where, command, run_id, step, resume))
+    again = patience(("transient",) if retry_transient else (), retry_transient, backoff)
+    sys.exit(exec_or_resume(where, command, run_id, step, resume, again))
 
 
 @cli.command()
@@ -335,6 +359,8 @@ def plan(
 @cli.command()
 @click.argument("run", default="latest-failed")
 @planning_options
+@on_option
+@patience_options("--attempts", "With --on: at most N retries.  [default: 3]")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @output_option
 @click.pass_context
@@ -345,10 +371,18 @@ def retry(
     output: str,
     dry_run: bool,
     logical_date: str | None,
+    on: tuple[str, ...],
+    attempts: int | None,
+    backoff: float | None,
     **given: Any,
 ) -> None:
-    """Run again what has to be, archive the attempt, and say whether the run is now whole."""
-    from .carry_out import refused, retry
+    """Run again what has to be, archive the attempt, and say whether the run is now whole.
+
+    With --on it goes on while all failures are of these classes; one of another class stops it at
+    once (exit 1, dbt is not started).
+    """
+    from .carry_out import Retried, refused, retry
+    from .insist import insist
     from .latest import keep_latest
     from .leftovers import deliver_leftovers, spool_home
     from .render import documents, tables
@@ -359,32 +393,39 @@ def retry(
         )
         return
     app: App = context.obj
+    again = patience(on, attempts, backoff)
     options = chosen(app.options, given)
     kept = app.archive(check=False)
     # A recorder that was killed here knows more of the run than the archive does.
     deliver_leftovers(app.where(kept), spool_home(app.where(kept), app.project()), quiet=True)
     kept.check()
-    loaded, made = app.plan(kept, run, logical_date, options, ask=True)
-    for warning in made.warnings:
-        if not warning.flag or warning.allowed:
-            app.say(f"note: {warning.message}")
+    seen: list[LoadedRun] = []
+
+    def look() -> tuple[LoadedRun, Plan]:
+        if seen:  # the same run as before, read afresh
+            found = app.plan(app.archive(), seen[0].place.run_id, None, options, ask=True)
+        else:
+            found = app.plan(kept, run, logical_date, options, ask=True)
+        seen.append(found[0])
+        return found
+
+    def once(loaded: LoadedRun, made: Plan) -> Retried:
+        for warning in made.warnings:
+            if not warning.flag or warning.allowed:
+                app.say(f"note: {warning.message}")
+        screen = sys.stderr if output == "json" else None
+        return retry(app.where(kept), loaded, made, options, dbt=app.options["dbt"], stdout=screen)
+
     try:
-        done = retry(
-            app.where(kept),
-            loaded,
-            made,
-            options,
-            dbt=app.options["dbt"],
-            stdout=sys.stderr if output == "json" else None,
-        )
+        done = insist(look, once, again, app.say) if again else once(*look())
     except RefusedError:
-        if output == "json":
-            click.echo(documents.dump(documents.retried(refused(loaded))))
+        if output == "json" and seen:
+            click.echo(documents.dump(documents.retried(refused(seen[-1]))))
         raise
     click.echo(
         documents.dump(documents.retried(done))
         if output == "json"
-        else tables.outcome(done, loaded.graph)
+        else tables.outcome(done, seen[-1].graph)
     )
     if done.outcome in ("recovered", "already_complete") and not done.elsewhere:
         keep_latest(kept, done.run_id, app.pipelines(), app.say)
@@ -416,7 +457,7 @@ def demo(app: App, keep: str | None) -> None:
     sys.exit(run_demo(click.echo, keep=Path(keep) if keep else None, dbt_path=app.options["dbt"]))
 
 
-for _command in UPKEEP:
+for _command in (*UPKEEP, *TELLING):
     cli.add_command(_command)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from .insist import Patience
     from .recover import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,4 +103,47 @@ def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
         ),
         ignore_failed_hooks=given["ignore_failed_hooks"],
         **{k: v for k, v in given.items() if k.startswith("allow_")},
+    )
+
+
+def on_option(function: F) -> F:
+    """Which classes of failure are retried again and again."""
+    classes = ("transient", "timeout", "permission", "code", "data", "quota", "unknown")
+    return click.option(
+        "--on",
+        multiple=True,
+        type=click.Choice(classes),
+        help="Retry again and again, and only while every failure is of this class.",
+    )(function)
+
+
+def patience_options(name: str, about: str) -> Callable[[F], F]:
+    """How often, by an option of this name, and with what pause."""
+
+    def add(function: F) -> F:
+        function = click.option(
+            "--backoff",
+            type=click.FloatRange(0),
+            metavar="S",
+            help="Seconds before the next of several retries; doubles each time, up to 15 minutes, "
+            "half more or less by chance.  [default: 30]",
+        )(function)
+        return click.option(name, type=click.IntRange(1), metavar="N", help=about)(function)
+
+    return add
+
+
+def patience(on: tuple[str, ...], attempts: int | None, backoff: float | None) -> Patience | None:
+    """None if nothing is to be retried again and again."""
+    from .errors import UsageError
+    from .insist import BACKOFF_SECONDS, Patience
+
+    if not on and attempts is not None:
+        raise UsageError("--attempts says how often, and not what: add --on transient")
+    if not on:
+        return None
+    return Patience(
+        frozenset(on),
+        attempts or Patience.attempts,
+        BACKOFF_SECONDS if backoff is None else backoff,
     )

@@ -143,7 +143,7 @@ def merge_results(recorded: Mapping[str, NodeResult], journal: Journal) -> dict[
         doubtful = {SKIPPED, "error"} if journal.dbt_version.startswith("2") else {SKIPPED}
         if result.status in doubtful and seen is not None and seen.status in SUCCESSES:
             continue
-        merged[uid] = result
+        merged[uid] = journal.with_query(result)
     return merged
 
 

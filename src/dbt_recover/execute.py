@@ -29,7 +29,9 @@ from .model import (
     Recorded,
     RunInfo,
 )
+from .profiles import check_variables
 from .publish import AlreadyArchived, Publication, Spool, SpoolState
+from .query_tag import query_tag
 from .recorder import Recorder
 from .records import Commit, Verdict
 from .text_log import LogForm, TextLog
@@ -84,6 +86,7 @@ def run_recorded(
     command = DbtCommand.parse(argv)
     project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)
+    check_variables(command, project, where.environ, where.cwd)
     home = spool_home(where, project)
     began = after(task.went_before if task else ())
     hidden = [*(task.secrets if task else ()), *secret_values(where.environ)]
@@ -129,7 +132,7 @@ def run_recorded(
         ended = dbt.run(
             command.without(_LOG_FLAGS).argv(),
             interrupts,
-            env={**where.environ, **_log_environment(recorder)},
+            env={**query_tag(invocation), **where.environ, **_log_environment(recorder)},
             cwd=where.cwd,
             stdout=stdout,
             keep_going=task.keep_going if task else lambda: True,
@@ -212,8 +215,19 @@ def _publish(where: Where, publication: Publication, commit: Commit) -> str:
     return run_id
 
 
-def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
-    """`exec`: returns dbt's exit code, as a shell would give it."""
+@dataclass(frozen=True)
+class Exited:
+    """How `exec` ended."""
+
+    code: int
+    """dbt's, as a shell would give it."""
+    run_id: str = ""
+    """Empty if nothing was recorded."""
+    interrupted: bool = False
+
+
+def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exited:
+    """`exec`: run the command, recorded if it runs nodes."""
     command = DbtCommand.parse(argv)
     if command.command not in RUNNING:
         # deps, parse, docs, ...: no nodes, nothing to recover; run it as it is.
@@ -223,7 +237,8 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
                 "and nothing is recorded"
             )
         with Interrupts() as interrupts:
-            return _exit_code(dbt.run(argv, interrupts, env=where.environ, cwd=where.cwd))
+            ended = dbt.run(argv, interrupts, env=where.environ, cwd=where.cwd)
+            return Exited(_exit_code(ended))
     with Interrupts() as interrupts:
         outcome = run_recorded(where, argv, identity, interrupts)
         code = _exit_code(outcome.ended)
@@ -232,7 +247,7 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
             interrupts.patiently(lambda: keep_latest(where.archive, outcome.run_id, (), where.say))
     if code:
         where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover plan")
-    return code
+    return Exited(code, outcome.run_id, bool(interrupts.received))
 
 
 def _exit_code(ended: dbt.Ended) -> int:

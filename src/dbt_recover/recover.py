@@ -20,6 +20,7 @@ from .manifest import read_manifest
 from .model import SUCCESSES, Invocation
 from .pipeline import Pipeline, pipeline_of
 from .plan import Changes, Plan, PlanWarning, Policy, make_plan, name_of
+from .profiles import check_variables
 from .restore import Overrides, restored
 from .scope import ask_dbt
 from .selection import Selection, Unsupported, select
@@ -194,6 +195,7 @@ class Dbt:
         kept = [o for o in base.options if o.name in _PARSE_FLAGS]
         command = replace(base, command="parse", options=tuple(kept))
         project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
+        check_variables(command, project, where.environ, where.cwd)
         # dbt's words belong on stderr here: stdout is the plan's.
         with Interrupts() as interrupts:
             ended = run_dbt(

@@ -4,29 +4,104 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import checkout
-from .archive import HEARTBEAT_LOST_AFTER, HEARTBEAT_SECONDS
+from .archive import HEARTBEAT_LOST_AFTER, HEARTBEAT_SECONDS, Archive
 from .carry_out import Retried, retry
 from .command_line import DbtCommand
 from .context import Identity, Where
-from .errors import LockedError, RecoverError, StorageError, UsageError
-from .execute import exec_command
+from .diagnose import diagnoses
+from .errors import LockedError, NotFoundError, RecoverError, StorageError, UsageError
+from .execute import Exited, exec_command
+from .insist import Patience, in_the_way, insist
+from .latest import keep_latest
 from .layout import RunPlace
 from .leftovers import deliver_leftovers, spool_home
 from .load import LoadedRun, load
 from .model import Invocation
 from .pipeline import same_step
+from .plan import Plan
 from .recover import Options, plan_run
 from .restore import Overrides
 
 
 def exec_or_resume(
-    where: Where, argv: Sequence[str], run_id: str, step: str, resume: bool | None
+    where: Where,
+    argv: Sequence[str],
+    run_id: str,
+    step: str,
+    resume: bool | None,
+    patience: Patience | None = None,
 ) -> int:
     """Run the command, or, with `resume` (None: if Airflow's try number is above 1), what earlier
-    invocations of this step in this run left undone. Returns the exit code."""
+    invocations of this step in this run left undone; then, with patience, what failed, again.
+    Returns the exit code."""
     identity = Identity.of(where.environ, run_id, step)
+    ended = _exec_or_resume(where, argv, identity, resume)
+    if patience is None or not ended.run_id or ended.code != 1 or ended.interrupted:
+        return ended.code
+    return _again(
+        where, argv, replace(identity, run_id=ended.run_id), patience, not identity.run_id
+    )
+
+
+def _again(
+    where: Where, argv: Sequence[str], identity: Identity, patience: Patience, whole: bool
+) -> int:
+    """Retry this step of the run while its failures are of a class that time can mend. `whole`: it
+    is all there is to the run."""
+    command = DbtCommand.parse(argv)
+    project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
+    options = Options(overrides=_overrides(command))
+    attempt = 0
+
+    def look() -> tuple[LoadedRun, Plan]:
+        nonlocal attempt
+        # Afresh: what was listed before the last attempt does not count.
+        found = _earlier(
+            replace(where, archive=Archive(where.archive.storage)), identity, command, project
+        )
+        if found is None:
+            raise NotFoundError("what this step has done so far cannot be read from the archive")
+        attempt = found[0].state.attempts + 1
+        return found[1], plan_run(found[1], options, project)
+
+    def once(part: LoadedRun, plan: Plan) -> Retried:
+        return retry(
+            where,
+            part,
+            plan,
+            options,
+            launcher=command.launcher,
+            attempt=attempt,
+            step=identity.step,
+        )
+
+    seconds = patience.pause(1)
+    try:
+        run, plan = look()
+        if not in_the_way(diagnoses(run.state).values(), plan.ids, patience.classes):
+            where.say(f"dbt-recover: retry 1 of {patience.attempts} in {seconds:.0f} s")
+            time.sleep(seconds)
+        done = insist(look, once, patience, where.say)
+    except RecoverError as exc:
+        # dbt has failed, and that is what the exit code says.
+        where.say(f"dbt-recover: not retried: {exc.message}")
+        return 1
+    if done.outcome == "recovered":
+        where.say(
+            f"dbt-recover: run {done.run_id} recovered by attempt {done.attempt}: "
+            f"{len(done.executed)} of {done.total} nodes run again"
+        )
+        if whole:
+            keep_latest(where.archive, done.run_id, (), where.say)
+    return done.exit_code
+
+
+def _exec_or_resume(
+    where: Where, argv: Sequence[str], identity: Identity, resume: bool | None
+) -> Exited:
     if resume is None:
         resume = identity.tries > 1 and bool(identity.run_id)
     if not resume:
@@ -49,7 +124,7 @@ def exec_or_resume(
             f"dbt-recover: this step of run {identity.run_id} is complete: "
             f"{len(part.state.nodes)} nodes, nothing to run again"
         )
-        return 0
+        return Exited(0, identity.run_id)
     where.say(
         f"dbt-recover: resuming run {identity.run_id}: {len(plan.nodes)} of "
         f"{len(part.state.nodes)} nodes of this step are left"
@@ -64,7 +139,7 @@ def exec_or_resume(
         step=identity.step,
     )
     _say_outcome(where, done)
-    return done.exit_code
+    return Exited(done.exit_code, done.run_id, done.outcome == "interrupted")
 
 
 def _earlier(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .artifacts import synthesise_run_results
-from .command_line import DbtCommand, starred
+from .command_line import DbtCommand, starred, without_settings
 from .context import Identity, Where
 from .dbt import find_dbt
 from .diagnose import Diagnosis, diagnoses
@@ -30,7 +30,7 @@ from .execute import Outcome, Task, run_recorded
 from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
-from .model import FAILURES, SKIPPED, NodeResult, Recorded, RunState
+from .model import FAILURES, SKIPPED, NodeResult, Recorded, RunState, as_word
 from .plan import Plan, PlannedNode, Policy, make_plan
 from .records import Verdict
 from .recover import Options
@@ -125,7 +125,7 @@ def _under_lease(
     if where.archive.state_of(run.place, fresh=True) != run.seen:
         raise LockedError(
             f"run {run.place.run_id} has changed since it was read: another was at work on it",
-            hint=f"look again: dbt-recover plan {run.place.run_id}",
+            hint=f"look again: dbt-recover plan {as_word(run.place.run_id)}",
         )
     began = time.monotonic()
     added: list[Recorded] = []
@@ -168,6 +168,8 @@ def _under_lease(
     done = _outcome(run, state, identity.attempt, executed, interrupts.received, seconds, options)
     own = {n.unique_id: run.state.invocations[n.invocation].target for n in plan.nodes}
     elsewhere = {r.invocation.target for r in added} - set(own.values()) - {""}
+    if "" in own.values():
+        elsewhere = set()  # it died before it said which target it had: the profile's
     return replace(done, elsewhere=min(elsewhere, default=""))
 
 
@@ -203,7 +205,7 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
     if run.state.warnings:
         raise RefusedError(
             run.state.warnings[0],
-            hint=f"run that command again: dbt-recover exec --run-id {run_id} -- {_typed(run)}",
+            hint=f"run that command again: dbt-recover exec --run-id {as_word(run_id)} -- {_typed(run)}",
         )
     left = unsettled(run.state)
     if plan.dropped:
@@ -223,7 +225,7 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
             f"every node of run {run_id} was built, but {hooks[0]} "
             f"{'failed' if left[hooks[0]].result.status in FAILURES else 'did not end'}, and dbt "
             "runs a hook only with a command: what the hook should have done is missing",
-            hint=f"run the command again: dbt-recover exec --run-id {run_id} -- {_typed(run)}\n"
+            hint=f"run the command again: dbt-recover exec --run-id {as_word(run_id)} -- {_typed(run)}\n"
             "  or take the run as whole: --ignore-failed-hooks",
         )
     archive = where.archive
@@ -260,7 +262,7 @@ def _run_group(
         if group.command == "test":
             command = command.without(_NOT_FOR_TESTS)
         return run_recorded(
-            replace(where, environ=_environment(where.environ)),
+            replace(where, environ=without_settings(where.environ)),
             command.argv(),
             identity,
             interrupts,
@@ -342,22 +344,6 @@ def _state_file(group: Group, base: DbtCommand) -> bytes:
         dbt_version=original.dbt_version,
         invocation_id=original.invocation_id,
     )
-
-
-_SELECTION_VARIABLES = frozenset(
-    {
-        "DBT_RESOURCE_TYPES",
-        "DBT_EXCLUDE_RESOURCE_TYPES",
-        "DBT_INDIRECT_SELECTION",
-        "DBT_STATE",
-        "DBT_DEFER_STATE",
-    }
-)
-
-
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without what would select other nodes than the planned ones."""
-    return {k: v for k, v in environ.items() if k not in _SELECTION_VARIABLES}
 
 
 def _executed(outcome: Outcome) -> list[str]:

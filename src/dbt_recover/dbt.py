@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,6 +121,8 @@ def run(
 
 def _own_group() -> None:
     os.setpgid(0, 0)
+    # It is what we interrupt dbt with, and started with `&` in a script we ignore it ourselves.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

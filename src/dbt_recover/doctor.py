@@ -20,6 +20,7 @@ from .checkout import Project
 from .errors import DbtError, NotFoundError, RecoverError, StorageError
 from .foreign import own
 from .machine import process_lives, this_machine
+from .model import as_word
 from .prune import is_live, leases
 from .publish import find_spools
 from .storage.base import PreconditionFailed, Storage
@@ -240,10 +241,10 @@ def _leases(archive: Archive) -> Iterator[Check]:
         run_id = layout.decode_id(part)
         if is_live(holder, age):
             what = f"run {run_id} is being retried by {holder.holder}"
-            mend = f"wait; if it is gone for good: dbt-recover unlock {run_id}"
+            mend = f"wait; if it is gone for good: dbt-recover unlock {as_word(run_id)}"
         else:
             what = f"run {run_id}: {holder.holder} was stopped while it retried it"
-            mend = f"nothing: dbt-recover retry {run_id} takes over"
+            mend = f"nothing: dbt-recover retry {as_word(run_id)} takes over"
         yield Check("leases", WARN, f"{what} (last sign of life {age:.0f} s ago)", mend)
     if not found:
         yield Check("leases", OK, "none held")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,21 @@ import msgspec
 
 from . import checkout, dbt, journal_v2
 from .clock import after
-from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, scrubbed, secret_values
+from .command_line import (
+    COMMANDS,
+    RUNNING,
+    DbtCommand,
+    scrub,
+    scrubbed,
+    secret_values,
+    surrounding_args,
+)
 from .context import Identity, Where, own_version
-from .errors import DbtError, LockedError, RecoverError
+from .errors import DbtError, LockedError, RecoverError, StorageError
 from .evidence import put_together
 from .interrupts import Interrupts
 from .latest import keep_latest
-from .leftovers import deliver_leftovers, spool_home
+from .leftovers import deliver_leftovers, spool_home, temporary_home
 from .machine import process_mark, this_machine
 from .model import (
     Invocation,
@@ -56,6 +65,18 @@ class Task:
     """Raises LockedError if this attempt must not be published."""
     argv: Sequence[str] = ()
     """What is recorded instead of the real argv, whose selection means nothing to others."""
+
+
+class NotKept(StorageError):
+    """dbt has ended, and what it did could not be written down: a full disk."""
+
+    def __init__(self, message: str, ended: dbt.Ended) -> None:
+        super().__init__(
+            message,
+            hint="what had reached the archive before is known to it; make room, and look: "
+            "dbt-recover plan",
+        )
+        self.ended = ended
 
 
 @dataclass(frozen=True)
@@ -98,7 +119,7 @@ def run_recorded(
         step=identity.step,
         argv=[scrub(w, hidden) for w in shown.argv()],
         command=shown.command,
-        args=scrubbed(shown.args(), hidden),
+        args=scrubbed({**_around(project, where.environ), **shown.args()}, hidden),
         project_name=project.name,
         began=began,
         host=socket.gethostname(),
@@ -117,7 +138,7 @@ def run_recorded(
         target_path=str(checkout.target_path(project, command, where.environ)),
     )
     _ignore_in_git(project)
-    spool = Spool.create(home, state)
+    spool = _new_spool(where, home, state)
     publication = Publication(where.archive, spool)
     recorder = Recorder(spool, publication, invocation, project)
     recorder.text_log = TextLog(LogForm.asked_for(project, command, where.environ))
@@ -142,13 +163,21 @@ def run_recorded(
         recorder.stop(interrupts)
         spool.remove()
         raise
-    journal = recorder.stop(interrupts)
-    _hand_over_telemetry(recorder, project, command, where.environ)
-    commit, recorded = put_together(spool, recorder, journal, ended, state)
-    if task is not None:
-        commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
-    spool.keep_commit(commit)
-    run_id = _delivered(where, publication, commit, recorder, interrupts, task, home)
+    try:
+        journal = recorder.stop(interrupts)
+        _hand_over_telemetry(recorder, project, command, where.environ)
+        commit, recorded = put_together(spool, recorder, journal, ended, state)
+        if task is not None:
+            commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
+        spool.keep_commit(commit)
+    except OSError as exc:
+        raise NotKept(
+            f"the record of this dbt cannot be kept in {spool.path}: {exc}", ended
+        ) from exc
+    try:
+        run_id = _delivered(where, publication, commit, recorder, interrupts, task, home)
+    finally:
+        spool.release()
     return Outcome(ended, recorded, run_id or commit.invocation.run.run_id, bool(run_id))
 
 
@@ -190,6 +219,22 @@ def _delivered(
             "delivers it, or: dbt-recover archive --resume"
         )
     return found[0] if found else ""
+
+
+def _new_spool(where: Where, home: Path, state: SpoolState) -> Spool:
+    try:
+        return Spool.create(home, state)
+    except StorageError as exc:
+        if home == temporary_home():
+            raise
+        spool = Spool.create(temporary_home(), state)
+        where.say(f"dbt-recover: {exc.message}; the record is kept in {spool.path} meanwhile")
+        return spool
+
+
+def _around(project: checkout.Project, environ: Mapping[str, str]) -> dict[str, Any]:
+    flags = project.settings.get("flags")
+    return surrounding_args(environ, flags if isinstance(flags, dict) else {})
 
 
 def _fenced(task: Task, spool: Spool, home: Path) -> None:
@@ -240,13 +285,19 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exite
             ended = dbt.run(argv, interrupts, env=where.environ, cwd=where.cwd)
             return Exited(_exit_code(ended))
     with Interrupts() as interrupts:
-        outcome = run_recorded(where, argv, identity, interrupts)
+        try:
+            outcome = run_recorded(where, argv, identity, interrupts)
+        except NotKept as exc:
+            where.say(f"dbt-recover: {exc.message}\n  {exc.hint}")
+            return Exited(_exit_code(exc.ended), interrupted=bool(interrupts.received))
         code = _exit_code(outcome.ended)
         if code == 0 and outcome.delivered and not identity.run_id and not interrupts.received:
             # A command by itself is a whole run; of one of several steps only a retry can say so.
             interrupts.patiently(lambda: keep_latest(where.archive, outcome.run_id, (), where.say))
     if code:
-        where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover plan")
+        there = command.value("--project-dir")
+        there = f" --project-dir {shlex.quote(there)}" if there else ""
+        where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover{there} plan")
     return Exited(code, outcome.run_id, bool(interrupts.received))
 
 

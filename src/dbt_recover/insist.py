@@ -16,6 +16,7 @@ from .context import Say
 from .diagnose import ADVICE, TRANSIENT, Diagnosis, diagnoses
 from .errors import EXIT_STILL_FAILING
 from .load import LoadedRun
+from .model import as_word
 from .plan import Plan
 
 BACKOFF_SECONDS = 30.0
@@ -88,10 +89,10 @@ def _say_why_not(say: Say, others: Sequence[Diagnosis], run_id: str) -> None:
     for cause in others[:5]:
         say(
             f"dbt-recover: not retried: {cause.unique_id} failed with class {cause.error_class}: "
-            f"{cause.summary}\n  {ADVICE[cause.error_class]}, then: dbt-recover retry {run_id}"
+            f"{cause.summary}\n  {ADVICE[cause.error_class]}, then: dbt-recover retry {as_word(run_id)}"
         )
     if len(others) > 5:
-        say(f"dbt-recover: and {len(others) - 5} more: dbt-recover show {run_id}")
+        say(f"dbt-recover: and {len(others) - 5} more: dbt-recover show {as_word(run_id)}")
 
 
 def _not_retried(run: LoadedRun, plan: Plan) -> Retried:

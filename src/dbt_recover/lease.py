@@ -20,6 +20,7 @@ from .archive import Archive
 from .errors import DamagedError, LockedError, NotFoundError, StorageError
 from .layout import FORMAT_VERSION, RunPlace
 from .machine import process_lives, process_mark, this_machine, who
+from .model import as_word
 from .records import decode_record
 from .storage.base import MissingKey, PreconditionFailed
 
@@ -113,7 +114,7 @@ class Lease:
             raise LockedError(
                 f"the lease on run {self._place.run_id} was lost ({why}): this attempt is not "
                 "published",
-                hint=f"see who is at work: dbt-recover show {self._place.run_id}",
+                hint=f"see who is at work: dbt-recover show {as_word(self._place.run_id)}",
             )
 
     def _take(self) -> None:
@@ -148,7 +149,7 @@ class Lease:
         except PreconditionFailed:
             raise LockedError(
                 f"run {self._place.run_id} was taken by another a moment ago",
-                hint=f"see who: dbt-recover retry {self._place.run_id}",
+                hint=f"see who: dbt-recover retry {as_word(self._place.run_id)}",
             ) from None
 
     def _renew(self) -> None:

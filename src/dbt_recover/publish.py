@@ -7,6 +7,7 @@ by whoever finds it. So an archive that is out of reach costs nothing but time.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -33,6 +34,7 @@ from .records import (
     RunPointer,
     SignOfLife,
     decode_record,
+    decompress,
     summarise,
 )
 from .storage.base import MissingKey, PreconditionFailed
@@ -62,10 +64,33 @@ class SpoolState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Spool:
-    """A local directory that holds one invocation until the archive has it."""
+    """A local directory that holds one invocation until the archive has it. Whoever works on it
+    holds its lock, which the kernel takes back when the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = -1
+
+    def hold(self) -> bool:
+        """Take the lock; False if another has it. A file system without locks has none to say
+        so."""
+        if self._lock >= 0:
+            return True
+        try:
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        except OSError:
+            return True
+        return True
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     @classmethod
     def create(cls, parent: Path, state: SpoolState) -> Spool:
@@ -75,13 +100,15 @@ class Spool:
             shutil.rmtree(gone, ignore_errors=True)
         try:
             (spool.path / "objects" / "journal").mkdir(parents=True, mode=0o700)
+            spool.hold()
+            spool.save(state)
         except OSError as exc:
+            spool.remove()
             raise StorageError(
                 f"cannot write {parent}: {exc.strerror}",
                 hint="dbt-recover keeps its journal there; make it writable or pass "
                 "--spool DIR (DBT_RECOVER_SPOOL)",
             ) from exc
-        spool.save(state)
         return spool
 
     def save(self, state: SpoolState) -> None:
@@ -130,9 +157,10 @@ class Spool:
         return Artifact(name, "", hashlib.sha256(data).hexdigest(), len(data), len(stored))
 
     def kept(self, name: str) -> Artifact:
-        """An object kept earlier, looked at again."""
-        stored = self.object_path(name + ".zst").read_bytes()
-        data = zstandard.ZstdDecompressor().decompress(stored)
+        """An object kept earlier, looked at again. DamagedError if it is not whole."""
+        path = self.object_path(name + ".zst")
+        stored = path.read_bytes()
+        data = decompress(stored, str(path), limit=1 << 40)
         return Artifact(name, "", hashlib.sha256(data).hexdigest(), len(data), len(stored))
 
     def keep_segment(self, number: int, records: list[Record]) -> None:
@@ -171,6 +199,7 @@ class Spool:
         except OSError:
             gone = self.path
         shutil.rmtree(gone, ignore_errors=True)
+        self.release()
 
 
 def _compress(data: bytes) -> bytes:
@@ -260,10 +289,16 @@ class Publication:
 
         AlreadyArchived if somebody else committed this invocation.
         """
+        before = set(self._sent)
         invocation = self.begin(commit.invocation)
         place = self.place
         assert place is not None
         ident = invocation.invocation_id
+        if before:
+            # Sent while dbt was at work, perhaps hours ago: is it still there?
+            there = {e.key for e in self.archive.storage.list(place.data(ident, ""))}
+            for name in [n for n in before if self._sent[n] not in there]:
+                del self._sent[name]
         artifacts = []
         for artifact in commit.artifacts:
             key = self.send(ident, artifact.name + ".zst")
@@ -291,8 +326,7 @@ class Publication:
         path = self.spool.object_path("results.json.zst")
         if not path.exists():
             return None
-        data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
-        return msgspec.json.decode(data, type=Results)
+        return decode_record(decompress(path.read_bytes(), str(path)), Results, str(path))
 
     def _put(self, key: str, body: Any) -> None:
         try:

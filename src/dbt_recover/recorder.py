@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -72,12 +73,11 @@ class Recorder:
     def take_up(self, records: list[Record]) -> None:
         """Go on from what a recorder that died had read."""
         self.records = records
-        self._dbt_id = records[0].invocation_id
-        early = self.spool.object_path("manifest.early.json.zst")
-        graph = self.spool.object_path("graph.json.zst")
-        if early.exists():
+        self._dbt_id = records[0].invocation_id if records else ""
+        # What is damaged is as good as not there: the rest can still be known.
+        with suppress(FileNotFoundError, DamagedError):
             self.early_manifest = self.spool.kept("manifest.early.json")
-        if graph.exists():
+        with suppress(FileNotFoundError, DamagedError):
             self.graph = self.spool.kept("graph.json")
         self._number = len(self.spool.segments())
         self._unsent = len(records)

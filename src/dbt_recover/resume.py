@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 from . import checkout
 from .archive import HEARTBEAT_LOST_AFTER, HEARTBEAT_SECONDS, Archive
 from .carry_out import Retried, retry
-from .command_line import DbtCommand
+from .command_line import DbtCommand, scrubbed, secret_values, starred
 from .context import Identity, Where
 from .diagnose import diagnoses
 from .errors import LockedError, NotFoundError, RecoverError, StorageError, UsageError
@@ -205,9 +206,27 @@ _LOOK_AGAIN_SECONDS = 3.0
 def _is_this_step(invocation: Invocation, identity: Identity, command: DbtCommand) -> bool:
     if invocation.scope == "run":
         return False
-    if identity.step or invocation.step:
-        return identity.step == invocation.step
-    return bool(invocation.argv) and same_step(DbtCommand.parse(invocation.argv), command)
+    if identity.step != invocation.step:
+        return False
+    if not invocation.argv:  # archived without exec
+        return bool(identity.step)
+    # One task can run several commands, and mapped ones share their task's id.
+    other = DbtCommand.parse(invocation.argv)
+    same_vars = _vars(invocation, command)
+    return same_step(other, command) and same_vars
+
+
+def _vars(invocation: Invocation, command: DbtCommand) -> bool:
+    """Whether the vars are the same, as far as they were recorded."""
+    recorded = invocation.args.get("vars") or {}
+    given = command.args().get("vars", {})
+    if starred(recorded):
+        return True
+    ours, theirs = (
+        json.dumps(v, sort_keys=True, default=str)  # a date is text where dbt recorded it
+        for v in (scrubbed(given, secret_values()), recorded)
+    )
+    return ours == theirs
 
 
 def _overrides(command: DbtCommand) -> Overrides:

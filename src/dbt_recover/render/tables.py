@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from ..diagnose import Diagnosis, diagnoses
 from ..graph import Graph
-from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary
+from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary, as_word
 from ..plan import Plan, name_of
 from ..runstate import counts, describe, failed_nodes
 
@@ -105,13 +107,14 @@ def show(state: RunState, graph: Graph, *, full: bool = False) -> str:
         ),
     ]
     if describe(state) == "failed":
-        parts += ["", f"next: dbt-recover plan {run.run_id}"]
+        parts += ["", f"next: dbt-recover plan {as_word(run.run_id)}"]
     return "\n".join(parts)
 
 
 def command_of(argv: Sequence[str], command: str) -> str:
     """The dbt command as one would type it, cut to a table's width."""
-    text = " ".join(["dbt", *argv[1:]]) if argv else f"dbt {command}"
+    words = [PurePath(argv[0]).name, *argv[1:]] if argv else ["dbt", command]
+    text = shlex.join(words)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -148,7 +151,9 @@ def _failures(state: RunState, graph: Graph, full: bool) -> list[str]:
         lines += [f"    {text.strip()}" for text in (message if full else message[:6])]
         lines += _query(cause, result.message)
     if not full and len(failed) > 20:
-        lines.append(f"  and {len(failed) - 20} more: dbt-recover show {state.run.run_id} --full")
+        lines.append(
+            f"  and {len(failed) - 20} more: dbt-recover show {as_word(state.run.run_id)} --full"
+        )
     return lines
 
 
@@ -163,7 +168,10 @@ def plan(made: Plan, state: RunState, graph: Graph) -> str:
     run_id = state.run.run_id
     causes = diagnoses(state)
     if not made.nodes:
-        parts = [f"run {run_id}: nothing to run again"]
+        known = "" if not state.warnings else " as far as is known"
+        parts = [f"run {run_id}: nothing to run again{known}"]
+        if state.warnings:
+            parts += ["", "to let dbt tell the rest: dbt-recover plan --ask-dbt"]
     else:
         rows = [
             (
@@ -197,7 +205,7 @@ def plan(made: Plan, state: RunState, graph: Graph) -> str:
         for line in _warning(warning.message, warning.flag, warning.allowed)
     ]
     if made.nodes and not made.blockers:
-        parts += ["", f"next: dbt-recover retry {run_id}"]
+        parts += ["", f"next: dbt-recover retry {as_word(run_id)}"]
     return "\n".join(parts)
 
 
@@ -223,7 +231,7 @@ def outcome(done: Retried, graph: Graph) -> str:
     if done.outcome == "interrupted":
         return (
             f"{run}: attempt {done.attempt} was interrupted after {len(done.executed)} nodes\n"
-            f"next: dbt-recover retry {done.run_id}"
+            f"next: dbt-recover retry {as_word(done.run_id)}"
         )
     if done.exit_code == 0:
         return f"{run}: {done.outcome}"
@@ -235,5 +243,5 @@ def outcome(done: Retried, graph: Graph) -> str:
         lines.append(f"  {kind} {name_of(graph, result.unique_id)}: {result.status}{told}")
         lines += [f"    {text.strip()}" for text in body(result.message)[:4]]
     if any(r.status in FAILURES for r in done.still_failing):
-        lines.append(f"mend the cause, then: dbt-recover retry {done.run_id}")
+        lines.append(f"mend the cause, then: dbt-recover retry {as_word(done.run_id)}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from dbt_recover.context import Identity, Where
 from dbt_recover.dbt import run as run_dbt
 from dbt_recover.errors import LockedError
 from dbt_recover.finished import archive_finished
+from dbt_recover.interrupts import Interrupts
 from dbt_recover.latest import publish_latest
 from dbt_recover.lease import Lease
 from dbt_recover.leftovers import deliver_leftovers
@@ -102,8 +103,10 @@ def retry_under_lease(storage: Storage, spool: str, home: str, ttl: float) -> No
     archive.check(create=True)
     dbt_ = f"trap 'touch {here}/interrupted; exit 2' INT; touch {here}/began; while :; do sleep 0.1; done"
     try:
-        with Lease(archive, place_of(RUN), ttl=ttl) as lease:
-            run_dbt(["sh", "-c", dbt_], env=dict(os.environ), cwd=here, keep_going=lease.held)
+        with Interrupts() as signals, Lease(archive, place_of(RUN), ttl=ttl) as lease:
+            run_dbt(
+                ["sh", "-c", dbt_], signals, env=dict(os.environ), cwd=here, keep_going=lease.held
+            )
             lease.fence()
             Publication(archive, kept).finish(commit)
             outcome = "published"

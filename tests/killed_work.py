@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 from archives import BAD, GOOD, made, place_of
 from dbt_recover.archive import Archive
 from dbt_recover.context import Identity, Where
+from dbt_recover.dbt import run as run_dbt
+from dbt_recover.errors import LockedError
 from dbt_recover.finished import archive_finished
+from dbt_recover.interrupts import Interrupts
 from dbt_recover.latest import publish_latest
 from dbt_recover.lease import Lease
 from dbt_recover.leftovers import deliver_leftovers
@@ -88,3 +92,24 @@ def compete(storage: Storage, spool: str, gate: str, told: str) -> None:
     except AlreadyArchived as exc:
         outcome = exc.message
     Path(told).write_text(outcome)
+
+
+def retry_under_lease(storage: Storage, spool: str, home: str, ttl: float) -> None:
+    """As `retry`: dbt runs while the lease is held, and its record is published if it still is.
+    What stands for dbt writes down that it was interrupted."""
+    archive, kept, here = Archive(storage), Spool(Path(spool)), Path(home)
+    commit = kept.commit()
+    assert commit is not None
+    archive.check(create=True)
+    dbt_ = f"trap 'touch {here}/interrupted; exit 2' INT; touch {here}/began; while :; do sleep 0.1; done"
+    try:
+        with Interrupts() as signals, Lease(archive, place_of(RUN), ttl=ttl) as lease:
+            run_dbt(
+                ["sh", "-c", dbt_], signals, env=dict(os.environ), cwd=here, keep_going=lease.held
+            )
+            lease.fence()
+            Publication(archive, kept).finish(commit)
+            outcome = "published"
+    except LockedError as exc:
+        outcome = exc.message
+    (here / "told").write_text(outcome)

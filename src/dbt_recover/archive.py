@@ -102,9 +102,17 @@ class Archive:
                 self.check()
             self.check_conditions()
             return
-        marker = self._decode(data, Marker, layout.MARKER)
+        try:
+            marker = self._decode(data, Marker, layout.MARKER)
+        except DamagedError as exc:
+            whole = msgspec.json.encode(Marker()).decode()
+            hint = exc.hint or f"put back what an archive has there: {whole}; dbt-recover verify"
+            raise DamagedError(exc.message, hint=hint) from exc
         if marker.format != "dbt-recover":
-            raise DamagedError(f"{self.url}/{layout.MARKER} is not a dbt-recover archive's")
+            raise DamagedError(
+                f"{self.url}/{layout.MARKER} is not a dbt-recover archive's",
+                hint="check --archive (DBT_RECOVER_ARCHIVE): something else keeps its files there",
+            )
         if marker.version > layout.FORMAT_VERSION:
             raise DamagedError(
                 f"the archive at {self.url} has format version {marker.version}; this dbt-recover "

@@ -127,6 +127,14 @@ def _under_lease(
             f"run {run.place.run_id} has changed since it was read: another was at work on it",
             hint=f"look again: dbt-recover plan {as_word(run.place.run_id)}",
         )
+    for record in run.recorded:
+        # Asked again: by now the store's own clock is known where it differs from this machine's.
+        ident = record.invocation.invocation_id
+        if record.invocation.end == "lost" and where.archive.alive(run.place, ident):
+            raise LockedError(
+                f"run {run.place.run_id} is still at work: it gives signs of life",
+                hint="wait until it has ended; if that machine is gone, this passes in a minute",
+            )
     began = time.monotonic()
     added: list[Recorded] = []
     executed: list[str] = []

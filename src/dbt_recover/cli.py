@@ -17,11 +17,13 @@ import click
 from .cli_notify import COMMANDS as TELLING
 from .cli_options import (
     chosen,
+    echo,
     on_option,
     output_option,
     patience,
     patience_options,
     planning_options,
+    run_id_option,
 )
 from .cli_upkeep import COMMANDS as UPKEEP
 from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
@@ -119,7 +121,7 @@ class App:
 
     def say(self, text: str) -> None:
         """To the person, on stderr."""
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     def pipelines(self) -> tuple[Pipeline, ...]:
         """The declared pipelines."""
@@ -223,9 +225,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 
 @cli.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
-)
+@run_id_option
 @click.option("--step", default="", help="Its name in the run.  [default: Airflow's task id]")
 @click.option(
     "--resume/--no-resume",
@@ -262,9 +262,7 @@ def exec_(
     metavar="DIR",
     help="Where dbt left its artifacts.",
 )
-@click.option(
-    "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
-)
+@run_id_option
 @click.option("--step", default="", help="Its name in the run.")
 @click.option("--allow-mixed", is_flag=True, help="Accept a manifest of another invocation.")
 @click.option("--resume", is_flag=True, help="Deliver records that earlier could not be delivered.")
@@ -279,11 +277,11 @@ def archive(
 
     where = app.where(app.archive(check=False))
     if resume:
-        click.echo(resume_spools(where, app.project()))
+        echo(resume_spools(where, app.project()))
         return
     identity = Identity.of(os.environ, run_id, step)
     done = archive_finished(where, Path(target_dir), identity, allow_mixed=allow_mixed)
-    click.echo(f"archived as run {done}")
+    echo(f"archived as run {done}")
 
 
 @cli.command()
@@ -313,7 +311,7 @@ def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:
     kept = app.archive()
     found = list(kept.runs(**filters))
     as_json = output == "json"
-    click.echo(documents.dump(documents.runs(found)) if as_json else tables.runs(found, kept.url))
+    echo(documents.dump(documents.runs(found)) if as_json else tables.runs(found, kept.url))
 
 
 @cli.command()
@@ -327,7 +325,7 @@ def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None
     from .render import documents, tables
 
     loaded = app.load(app.archive(), run, logical_date)
-    click.echo(
+    echo(
         documents.dump(documents.show(loaded.state))
         if output == "json"
         else tables.show(loaded.state, loaded.graph, full=full)
@@ -349,7 +347,7 @@ def plan(
     loaded, made = app.plan(
         app.archive(), run, logical_date, chosen(app.options, given), ask=ask_dbt
     )
-    click.echo(
+    echo(
         documents.dump(documents.plan(made, loaded.state))
         if output == "json"
         else tables.plan(made, loaded.state, loaded.graph)
@@ -420,9 +418,9 @@ def retry(
         done = insist(look, once, again, app.say) if again else once(*look())
     except RefusedError:
         if output == "json" and seen:
-            click.echo(documents.dump(documents.retried(refused(seen[-1]))))
+            echo(documents.dump(documents.retried(refused(seen[-1]))))
         raise
-    click.echo(
+    echo(
         documents.dump(documents.retried(done))
         if output == "json"
         else tables.outcome(done, seen[-1].graph)
@@ -444,7 +442,7 @@ def fetch(app: App, run: str, to: str, logical_date: str) -> None:
     kept = app.archive()
     loaded = app.load(kept, run, logical_date)
     fetch(kept, loaded, Path(to), app.project(), os.environ)
-    click.echo(f"wrote {to}: manifest.json and run_results.json of run {loaded.place.run_id}")
+    echo(f"wrote {to}: manifest.json and run_results.json of run {loaded.place.run_id}")
 
 
 @cli.command()
@@ -473,9 +471,9 @@ def main() -> None:
         exc.show()
         sys.exit(exc.exit_code)
     except RecoverError as exc:
-        click.echo(f"dbt-recover: {exc.message}", err=True)
+        echo(f"dbt-recover: {exc.message}", err=True)
         if exc.hint:
-            click.echo(f"  {exc.hint}", err=True)
+            echo(f"  {exc.hint}", err=True)
         sys.exit(exc.exit_code)
     except BrokenPipeError:
         # `dbt-recover runs | head`: nobody reads on, which is fine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,31 @@ if TYPE_CHECKING:
     from .recover import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# All but line ends and tabs: they move a terminal's cursor, colour it, rename its window.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line or more. What others wrote (run ids, messages of a warehouse) does not get to
+    control the terminal; JSON stays the same JSON."""
+    click.echo(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text), err=err)
+
+
+def run_id_option(function: F) -> F:
+    """--run-id. An id is one line."""
+
+    def checked(_context: click.Context, _option: click.Parameter, value: str) -> str:
+        if not value.isprintable():
+            raise click.BadParameter(f"{value!r} has characters that cannot be printed")
+        return value
+
+    return click.option(
+        "--run-id",
+        default="",
+        callback=checked,
+        help="The run it belongs to.  [default: Airflow's, or a new one]",
+    )(function)
 
 
 def output_option(function: F) -> F:

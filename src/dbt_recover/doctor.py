@@ -24,7 +24,6 @@ from .model import as_word
 from .prune import is_live, leases
 from .publish import find_spools
 from .storage.base import PreconditionFailed, Storage
-from .storage.local import LocalStorage
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -183,7 +182,7 @@ def _clocks(storage: Storage, key: str) -> Iterator[Check]:
             StorageError.exit_code,
         )
         return
-    ahead = _ahead(storage, key)
+    ahead = _ahead(storage)
     if ahead is None:
         yield Check("clock", OK, f"the store's own: a new object is {stat.age:.0f} s old")
     elif abs(ahead) > _SKEW_SECONDS:
@@ -197,11 +196,8 @@ def _clocks(storage: Storage, key: str) -> Iterator[Check]:
         yield Check("clock", OK, f"within {_SKEW_SECONDS:.0f} s of the store's")
 
 
-def _ahead(storage: Storage, key: str) -> float | None:
+def _ahead(storage: Storage) -> float | None:
     """Seconds by which this machine's clock is ahead of the store's; None if it cannot be told."""
-    if isinstance(storage, LocalStorage):
-        # On a network disk the file's time is the server's.
-        return time.time() - (storage.root / key).stat().st_mtime
     clock: Callable[[], float] | None = getattr(storage, "clock", None)
     return time.time() - clock() if clock is not None else None
 

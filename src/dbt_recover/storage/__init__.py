@@ -14,6 +14,11 @@ from .options import S3Options
 # One letter before the colon is no scheme. `s3:bucket` and `s3:/bucket` are typing errors that
 # must not become directories.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?")
+_EXAMPLES = {
+    "s3": "s3://bucket/prefix",
+    "gs": "gs://bucket/prefix",
+    "az": "az://container/prefix",
+}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 # Leaves room for the archive's own keys (900) within S3's 1,024.
 _MAX_PREFIX = 120
@@ -101,7 +106,7 @@ def _split(text: str) -> tuple[str, str]:
     prefix = prefix.strip("/")
     if not _BUCKET.fullmatch(bucket):
         what = f"{bucket!r} is not a bucket's name" if bucket else "it names no bucket"
-        raise UsageError(f"{text}: {what}", hint=f"{scheme.lower()}://bucket/prefix")
+        raise UsageError(f"{text}: {what}", hint=_EXAMPLES[scheme.lower()])
     if prefix:
         check_key(prefix)
     if len(prefix) > _MAX_PREFIX:

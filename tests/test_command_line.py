@@ -57,10 +57,10 @@ def test_words_come_back(line: str) -> None:
     assert parse(line).argv() == line.split()
 
 
-def test_flags_before_the_command_come_after_it() -> None:
+def test_flags_stay_where_they_were_typed() -> None:
     command = parse("dbt --debug --no-use-colors build -s a")
     assert command.command == "build"
-    assert command.argv() == ["dbt", "build", "--debug", "--no-use-colors", "-s", "a"]
+    assert command.argv() == ["dbt", "--debug", "--no-use-colors", "build", "-s", "a"]
 
 
 flags = st.sampled_from(

@@ -223,13 +223,14 @@ def _delivered(
 
 def _new_spool(where: Where, home: Path, state: SpoolState) -> Spool:
     try:
-        return Spool.create(home, state)
+        spool = Spool.create(home, state)
     except StorageError as exc:
         if home == temporary_home():
             raise
         spool = Spool.create(temporary_home(), state)
         where.say(f"dbt-recover: {exc.message}; the record is kept in {spool.path} meanwhile")
-        return spool
+    spool.hold()
+    return spool
 
 
 def _around(project: checkout.Project, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -100,7 +100,6 @@ class Spool:
             shutil.rmtree(gone, ignore_errors=True)
         try:
             (spool.path / "objects" / "journal").mkdir(parents=True, mode=0o700)
-            spool.hold()
             spool.save(state)
         except OSError as exc:
             spool.remove()
@@ -326,7 +325,10 @@ class Publication:
         path = self.spool.object_path("results.json.zst")
         if not path.exists():
             return None
-        return decode_record(decompress(path.read_bytes(), str(path)), Results, str(path))
+        try:
+            return msgspec.json.decode(decompress(path.read_bytes(), str(path)), type=Results)
+        except msgspec.DecodeError as exc:
+            raise DamagedError(f"{path} is damaged: {exc}") from exc
 
     def _put(self, key: str, body: Any) -> None:
         try:

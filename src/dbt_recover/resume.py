@@ -184,7 +184,7 @@ def _ended(
     said = False
     while True:
         whole = load(where.archive, place, project=project)
-        ours = [i for i in whole.state.invocations if _is_this_step(i, identity, command)]
+        ours = _of_this_step(whole, identity, command)
         at_work = [i for i in ours if i.end == "running"]
         if not at_work:
             return whole, ours
@@ -203,8 +203,29 @@ def _ended(
 _LOOK_AGAIN_SECONDS = 3.0
 
 
+def _of_this_step(whole: LoadedRun, identity: Identity, command: DbtCommand) -> list[Invocation]:
+    """Earlier tries of the command itself, and what resumed them: that is recorded with the nodes
+    it was about instead of a selection."""
+    tries = [i for i in whole.state.invocations if _is_this_step(i, identity, command)]
+    ids = {i.invocation_id for i in tries}
+    about: set[str] = set()
+    for record in whole.recorded:
+        if record.invocation.invocation_id in ids:
+            ident = record.invocation.invocation_id
+            about |= record.results.keys() | whole.intended.get(ident, frozenset())
+    resumed = [
+        i
+        for i in whole.state.invocations
+        if i.intended is not None
+        and i.scope != "run"
+        and i.step == identity.step
+        and not about.isdisjoint(i.intended)
+    ]
+    return [*tries, *resumed]
+
+
 def _is_this_step(invocation: Invocation, identity: Identity, command: DbtCommand) -> bool:
-    if invocation.scope == "run":
+    if invocation.scope == "run" or invocation.intended is not None:
         return False
     if identity.step != invocation.step:
         return False

@@ -256,7 +256,6 @@ def test_answers_of_the_service_are_told_apart(front: Front, tmp_path: Path) -> 
     build = ("dbt", "build", "--select", "tag:raw", "tag:staging", *LEFT_OUT)
     assert here.recover("exec", "--", *build).code == 1
     failed = failures(here)
-    print({u: (n["class"], n["message"]) for u, n in failed.items()})
     assert {u.split(".")[2]: (n["class"], n["evidence"]["code"]) for u, n in failed.items()} == {
         "stg_contracts": ("timeout", "000630"),
         "stg_invoices": ("transient", "000625"),
@@ -295,7 +294,7 @@ def test_a_lock_and_a_bad_line_pass_by_themselves(
     ran = here.recover(
         "exec", "--retry-transient", "2", "--backoff", "0.1", "--", "dbt", "build", *LEFT_OUT
     )
-    assert ran.code == 0, ran
+    assert ran.code == 0, ran.out + ran.err
     assert "recovered by attempt 2" in ran.err
     for rule in (reset, lost, slow):
         assert rule.came.is_set()

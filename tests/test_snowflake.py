@@ -17,8 +17,12 @@ from snowflake_server import WAREHOUSES, Front, Rule, snowflake_server, tables
 
 pytestmark = pytest.mark.slow
 
-# fakesnow cannot run a unit test, nor an incremental model or a snapshot a second time.
-LEFT_OUT = ("--exclude", "resource_type:unit_test", "fct_daily_usage+", "resource_type:snapshot")
+# fakesnow cannot run a unit test, nor an incremental model or a snapshot a second time. It sums
+# decimals as floats, whose last digit depends on the order: not for a test of equal sums.
+LEFT_OUT = (
+    *("--exclude", "resource_type:unit_test", "fct_daily_usage+", "resource_type:snapshot"),
+    "mrr_is_a_twelfth_of_running_contracts",
+)
 
 _PROFILE = """
 b2b_analytics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,8 +57,18 @@ class Postgres:
 
 
 @contextmanager
-def postgres_server(directory: Path) -> Iterator[Postgres]:
+def postgres_server() -> Iterator[Postgres]:
     """Make a cluster and start it. ServerUnavailable says why there is none."""
+    # Not below pytest's own directory, which is closed to the user that the server runs as.
+    with (
+        tempfile.TemporaryDirectory(prefix="postgres-") as directory,
+        _served(Path(directory)) as server,
+    ):
+        yield server
+
+
+@contextmanager
+def _served(directory: Path) -> Iterator[Postgres]:
     found = sorted(p for place in _PLACES for p in Path("/").glob(place.lstrip("/")))
     on_path = shutil.which("initdb")
     if not found and not on_path:
@@ -67,9 +78,6 @@ def postgres_server(directory: Path) -> Iterator[Postgres]:
     # PostgreSQL refuses to run as root.
     user = "nobody" if os.getuid() == 0 else None
     if user:
-        for part in (directory, *directory.parents):
-            if part.stat().st_uid == 0 and part != Path("/") and not part.stat().st_mode & 0o001:
-                part.chmod(part.stat().st_mode | 0o011)
         shutil.chown(directory, user)
     made = subprocess.run(
         [

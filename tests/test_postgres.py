@@ -55,11 +55,11 @@ FIRST, HELD, LAST, DEADLY = (f"model.pg.{n}" for n in ("first", "held", "last", 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def server() -> Iterator[Postgres]:
     if not (WAREHOUSES / "dbt").exists():
         pytest.skip("no dbt-postgres here: make .venvs/warehouses")
     try:
-        with postgres_server(tmp_path_factory.mktemp("postgres")) as found:
+        with postgres_server() as found:
             found.sql("create role transformer login")
             yield found
     except ServerUnavailable as reason:

@@ -51,7 +51,7 @@ help: ## list the targets
 demo: install ## the whole story on an embedded DuckDB project
 	@$(in_venv) dbt-recover demo
 
-test: install .venvs/airflow .venvs/azurite $(foreach v,$(filter-out 1.11,$(subst $(comma), ,$(TEST_MATRIX))),.venvs/dbt-$(v)) ## all tests; ARGS="-k name" for some of them
+test: install .venvs/airflow .venvs/azurite .venvs/warehouses $(foreach v,$(filter-out 1.11,$(subst $(comma), ,$(TEST_MATRIX))),.venvs/dbt-$(v)) ## all tests; ARGS="-k name" for some of them
 	@$(in_venv) DBT_RECOVER_MATRIX=$(TEST_MATRIX) python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-matrix: install envs ## the recovery tests on every dbt version
@@ -74,10 +74,10 @@ bench: install ## the benchmarks, one after another (BENCH=plan for one)
 
 # ---- environments ----------------------------------------------------------------------------
 
-.PHONY: install envs $(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/azurite
+.PHONY: install envs $(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/azurite .venvs/warehouses
 install: .venv/.installed ## .venv: dbt-recover (editable), dbt 1.11, test tools
-envs: $(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/azurite ## every other environment, in .venvs/
-$(MATRIX:%=.venvs/dbt-%) .venvs/airflow: %: %/.installed
+envs: $(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/azurite .venvs/warehouses ## every other environment, in .venvs/
+$(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/warehouses: %: %/.installed
 .venvs/dbt-v2: $(LIBDUCKDB)
 
 .venv/.bootstrapped: requirements/bootstrap.txt
@@ -101,7 +101,7 @@ $(MATRIX:%=.venvs/dbt-%) .venvs/airflow: %: %/.installed
 	@$(call install,.venv,--no-deps --no-build-isolation -e .)
 	@touch $@
 
-$(MATRIX:%=.venvs/dbt-%/.installed) .venvs/airflow/.installed: .venvs/%/.installed: requirements/%.txt .venv/.bootstrapped
+$(MATRIX:%=.venvs/dbt-%/.installed) .venvs/airflow/.installed .venvs/warehouses/.installed: .venvs/%/.installed: requirements/%.txt .venv/.bootstrapped
 	@echo "==> .venvs/$*: $<"
 	@if [ -x $(UV) ]; then $(UV) venv --quiet --clear --python .venv/bin/python .venvs/$*; \
 	  else .venv/bin/python -m venv --clear .venvs/$*; fi
@@ -143,7 +143,7 @@ compile := $(UV) pip compile --quiet --universal --python-version 3.10 --no-emit
 requirements: .venv/.bootstrapped ## compile requirements/*.txt anew (ARGS=--upgrade for newer versions)
 	@echo "==> requirements/dev.txt"
 	@$(compile) $(ARGS) pyproject.toml requirements/dev.in -o requirements/dev.txt
-	@set -e; for name in airflow $(MATRIX:%=dbt-%); do \
+	@set -e; for name in airflow warehouses $(MATRIX:%=dbt-%); do \
 	  echo "==> requirements/$$name.txt"; $(compile) $(ARGS) requirements/$$name.in -o requirements/$$name.txt; done
 
 clean: ## what builds, checks and dbt leave; the environments stay

@@ -221,12 +221,15 @@ names = cur.execute(
     "select table_schema, table_name from information_schema.tables "
     "where table_schema <> 'INFORMATION_SCHEMA'").fetchall()
 found = {}
+def plain(value):  # fakesnow sums decimals as floats
+    return round(value, 6) if isinstance(value, float) else value
 for schema, name in names:
     cur.execute(f'select * from {database}."{schema}"."{name}"')
     columns = [c.name for c in cur.description]
     kept = [i for i, c in enumerate(columns) if not c.startswith("DBT_")]
     found[f"{schema}.{name}"] = [
-        [columns[i] for i in kept], sorted(repr([row[i] for i in kept]) for row in cur.fetchall())]
+        [columns[i] for i in kept],
+        sorted(repr([plain(row[i]) for i in kept]) for row in cur.fetchall())]
 print(json.dumps(found))
 """
 

@@ -34,6 +34,7 @@ from dbt_recover import (
     records,
     verify,
 )
+from dbt_recover.alert import Alert, Exposure, Failure
 from dbt_recover.carry_out import Retried
 from dbt_recover.config import check_names, read_file
 from dbt_recover.context import Identity
@@ -57,7 +58,7 @@ from dbt_recover.plan import (
     Policy,
     make_plan,
 )
-from dbt_recover.render import documents, upkeep
+from dbt_recover.render import alerts, documents, upkeep
 from dbt_recover.storage.options import S3Options
 from dbt_recover.verify_run import Finding
 from projects import ARTIFACTS
@@ -234,6 +235,14 @@ MADE: dict[str, Any] = {
             ("model.a.b",),
             (NodeResult("model.a.b", "error"),),
             why=diagnoses(STATE),
+        )
+    ),
+    "notify": alerts.document(
+        Alert(
+            *("r", "failed", "2026-01-31 06:00", 1, 1),
+            failures=(Failure("model.a.b", "model", "b", "error", "data", "mend", "why"),),
+            blocked=("c",),
+            exposures=(Exposure("e", "owner"),),
         )
     ),
     "verify": upkeep.verified_document(

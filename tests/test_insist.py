@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dbt_recover.errors import EXIT_INTERRUPTED, EXIT_STILL_FAILING, UsageError
+from dbt_recover.errors import EXIT_STILL_FAILING, UsageError
 from dbt_recover.insist import LONGEST_PAUSE, Patience
 from projects import RELAY, Checkout, written
 
@@ -126,8 +126,9 @@ def test_retry_on_transient_is_bounded_and_recovers(tmp_path: Path) -> None:
         # Waiting is no work to be interrupted: it just ends.
         with here.start("retry", "--on", "transient", "--backoff", "600") as running:
             running.until(lambda: "retry 2 of 3 in" in running.ran().err, "it waits")
-            running.signal(signal.SIGINT)
-            assert running.end().code == EXIT_INTERRUPTED
+            # Not SIGINT, which a shell lets its background jobs ignore.
+            running.signal(signal.SIGTERM)
+            assert running.end().code == -signal.SIGTERM
 
     calls = len(here.calls)
     refused = here.recover("retry", "--on", "code")

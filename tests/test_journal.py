@@ -472,3 +472,39 @@ def test_a_label_of_an_unknown_kind_does_not_stop_the_rest() -> None:
     # A later dbt with batches of a quarter of an hour: the model is not done, and that is enough.
     result = batches("2026-01-31T06:15", 1, 4)
     assert result.status == "partial success"
+
+
+def test_the_id_of_a_query_that_failed_is_kept_with_the_failure() -> None:
+    """dbt-snowflake says it in its debug log, and nowhere else."""
+    uid = "model.p.orders"
+
+    def said(at: str, query_id: str) -> bytes:
+        event = {
+            "info": {"name": "AdapterEventDebug", "invocation_id": "i", "ts": at},
+            "data": {
+                "base_msg": f"Snowflake query id: {query_id}",
+                "name": "Snowflake",
+                "node_info": {"unique_id": uid, "node_started_at": "0"},
+            },
+        }
+        return json.dumps(event).encode()
+
+    parsed = [parse_event(said("2", "second")), parse_event(said("1", "first"))]
+    assert [r.query_id for r in parsed if r is not None] == ["second", "first"]
+    assert parse_event(said("1", "None")) is None
+    records = [
+        Record("start", "i", node=uid, started_at="0"),
+        *(r for r in parsed if r is not None),
+        Record(
+            "finish",
+            "i",
+            node=uid,
+            started_at="0",
+            result=NodeResult(uid, "error", "no such table"),
+        ),
+    ]
+    assert fold(records).results[uid].query_id == "second"
+    good = msgspec.structs.replace(records[-1], result=NodeResult(uid, "success", query_id="mine"))
+    assert fold([*records[:-1], good]).results[uid].query_id == "mine"
+    lost = msgspec.structs.replace(records[-1], result=NodeResult(uid, "success"))
+    assert fold([*records[:-1], lost]).results[uid].query_id == ""

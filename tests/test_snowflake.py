@@ -17,8 +17,12 @@ from snowflake_server import WAREHOUSES, Front, Rule, snowflake_server, tables
 
 pytestmark = pytest.mark.slow
 
-# fakesnow cannot run a unit test, nor an incremental model or a snapshot a second time.
-LEFT_OUT = ("--exclude", "resource_type:unit_test", "fct_daily_usage+", "resource_type:snapshot")
+# fakesnow cannot run a unit test, nor an incremental model or a snapshot a second time. It sums
+# decimals as floats, whose last digit depends on the order: not for a test of equal sums.
+LEFT_OUT = (
+    *("--exclude", "resource_type:unit_test", "fct_daily_usage+", "resource_type:snapshot"),
+    "mrr_is_a_twelfth_of_running_contracts",
+)
 
 _PROFILE = """
 b2b_analytics:
@@ -256,7 +260,6 @@ def test_answers_of_the_service_are_told_apart(front: Front, tmp_path: Path) -> 
     build = ("dbt", "build", "--select", "tag:raw", "tag:staging", *LEFT_OUT)
     assert here.recover("exec", "--", *build).code == 1
     failed = failures(here)
-    print({u: (n["class"], n["message"]) for u, n in failed.items()})
     assert {u.split(".")[2]: (n["class"], n["evidence"]["code"]) for u, n in failed.items()} == {
         "stg_contracts": ("timeout", "000630"),
         "stg_invoices": ("transient", "000625"),
@@ -295,7 +298,7 @@ def test_a_lock_and_a_bad_line_pass_by_themselves(
     ran = here.recover(
         "exec", "--retry-transient", "2", "--backoff", "0.1", "--", "dbt", "build", *LEFT_OUT
     )
-    assert ran.code == 0, ran
+    assert ran.code == 0, ran.out + ran.err
     assert "recovered by attempt 2" in ran.err
     for rule in (reset, lost, slow):
         assert rule.came.is_set()

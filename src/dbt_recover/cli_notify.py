@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .cli_options import echo
+
 if TYPE_CHECKING:
     from .cli import App
 
@@ -68,7 +70,7 @@ def notify(
         app.say(f"nothing to tell: {alerts.headline(alert)} (--always tells it all the same)")
         return
     if to == "stdout":
-        click.echo(alerts.text(alert, full=full))
+        echo(alerts.text(alert, full=full))
         return
     made = slack.message(alert, full=full) if to == "slack" else alerts.document(alert)
     trouble = post(webhook_url or "", made)

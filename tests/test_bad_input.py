@@ -355,7 +355,7 @@ def test_exec_goes_on_without_its_archive(project: Checkout, s3_bucket: Bucket) 
 
 
 @pytest.mark.parametrize(
-    "url", ["gs://bucket/x", "s3:/bucket/x", "s3://", "s3://B/x", "https://bucket/x", " "]
+    "url", ["gcs://bucket/x", "s3:/bucket/x", "s3://", "s3://B/x", "https://bucket/x", " "]
 )
 def test_archive_urls_of_no_kind(url: str, archived: Checkout) -> None:
     refuses(archived, UsageError, "--archive", url, "plan", naming=url.strip() or "empty")

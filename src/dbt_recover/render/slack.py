@@ -13,8 +13,8 @@ MAX_BLOCKS = 50
 MAX_SECTION = 3000
 MAX_HEADER = 150
 MAX_MESSAGE = 12_000
-"""Characters of all blocks. Not documented; Slack refuses somewhat above 13,000
-(msg_blocks_too_long)."""
+"""Characters of all blocks, to stay clear of a limit (msg_blocks_too_long) that Slack does not
+document."""
 MAX_TEXT = 4000
 
 _FIRST, _FULL = 12, 36

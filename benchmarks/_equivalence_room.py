@@ -82,21 +82,30 @@ class Kill:
 
     signal: int
     """SIGINT and SIGTERM go to the process that was started, SIGKILL to it and to its dbt."""
-    node: str
-    """unique_id of the node that is slow, so that it is in flight."""
-    slow: str
+    node: str = ""
+    """unique_id of the node that is slow, so that it is in flight; empty: any moment will do."""
+    slow: str = ""
     """Its name in control.slow."""
-    settle: bool
+    settle: bool = False
     """Whether everything else that can run is waited for first."""
+    events: int = 0
+    """Where there is no node: how many nodes have to have begun or ended first."""
+    delay: float = 0.0
+    """Then how many seconds more."""
     only_dbt: bool = False
     """SIGKILL hits dbt alone, as the kernel's out-of-memory killer does."""
 
     @property
     def story(self) -> str:
         """In words."""
+        if not self.node:
+            return f"{self._signal} at event {self.events} and {1000 * self.delay:.0f} ms later"
         when = "when all else had run" if self.settle else "as it began"
-        name = "SIGKILL to dbt alone" if self.only_dbt else signal.Signals(self.signal).name
-        return f"{name} while {self.slow} was at work, {when}"
+        return f"{self._signal} while {self.slow} was at work, {when}"
+
+    @property
+    def _signal(self) -> str:
+        return "SIGKILL to dbt alone" if self.only_dbt else signal.Signals(self.signal).name
 
 
 @contextmanager
@@ -239,7 +248,7 @@ class Room:
         return self._run([sys.executable, "-m", "dbt_recover.cli", *words], kill)
 
     def _run(self, argv: Sequence[str], kill: Kill | None) -> Ran:
-        if kill:
+        if kill and kill.node:
             # A sum over this many rows takes minutes.
             self.sql(f"insert into control.slow values ('{kill.slow}', 60000000000)")
         before = len(self._calls())
@@ -262,7 +271,7 @@ class Room:
                 _kill_all(process.pid)
                 process.wait()
                 raise Stuck(f"{' '.join(argv[-6:])} did not end") from None
-        if kill:
+        if kill and kill.node:
             self.sql("delete from control.slow")
         return Ran(
             process.returncode, out.read_text("utf-8", "replace"), err.read_text("utf-8", "replace")
@@ -289,8 +298,13 @@ class Room:
                 for name, uid, _ in read_events(call)
             )
 
-        if not waited(began):
+        def moment() -> bool:
+            calls = self._calls()[before:]
+            return bool(calls) and sum(len(list(read_events(c))) for c in calls) >= kill.events
+
+        if not waited(began if kill.node else moment):
             return
+        time.sleep(kill.delay)
         if kill.settle:
             size, since = -1, time.monotonic()
 
@@ -360,6 +374,9 @@ def read_events(call: Path) -> Iterable[tuple[str, str, str]]:
             continue  # cut off by a kill
         name, data = event["info"]["name"], event["data"]
         if name in ("NodeStart", "NodeFinished"):
+            # dbt starts and finishes ephemeral models, too, and executes nothing.
+            if data["node_info"].get("materialized") == "ephemeral":
+                continue
             # Not node_info.node_status: of a skipped model it says "started".
             status = data["run_result"]["status"] if name == "NodeFinished" else ""
             yield name, data["node_info"]["unique_id"], status

@@ -29,9 +29,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-from _equivalence_case import ORACLE, WAYS, Case, Result, run_case
+from _equivalence_case import Case, Result
 from _equivalence_failures import KINDS
 from _equivalence_room import warm_dbt
+from _equivalence_ways import ORACLE, WAYS, run_case
 from tabulate import tabulate
 
 OURS = "dbt-recover"
@@ -212,7 +213,7 @@ def _by_kind(cases: Sequence[Case]) -> str:
         "cases",
         "right",
         "refused",
-        "right had it been allowed",
+        "right as advised",
         "wrong",
         "executions / smallest",
         "extra",

@@ -116,6 +116,18 @@ class App:
 
         return read_pipelines(self.file().pipeline, str(self.file().path))
 
+    def deliver(self, archive: Archive) -> None:
+        """What a recorder that was killed here knew more of a run than the archive does."""
+        project = self.project()
+        if project is not None and not self.options["spool"] and os.access(project.root, os.W_OK):
+            waiting = project.root / ".dbt-recover" / "spool"
+            if not waiting.is_dir():
+                return  # nothing waits: nothing to import
+        from .leftovers import deliver_leftovers, spool_home
+
+        where = self.where(archive)
+        deliver_leftovers(where, spool_home(where, project), quiet=True)
+
     def load(
         self,
         archive: Archive,
@@ -310,9 +322,9 @@ def plan(
     """What retry would run again and why. Does not start dbt unless --ask-dbt is given."""
     from .render import documents, tables
 
-    loaded, made = app.plan(
-        app.archive(), run, logical_date, chosen(app.options, given), ask=ask_dbt
-    )
+    kept = app.archive()
+    app.deliver(kept)
+    loaded, made = app.plan(kept, run, logical_date, chosen(app.options, given), ask=ask_dbt)
     click.echo(
         documents.dump(documents.plan(made, loaded.state))
         if output == "json"
@@ -338,7 +350,6 @@ def retry(
     """Run again what has to be, archive the attempt, and say whether the run is now whole."""
     from .carry_out import refused, retry
     from .latest import keep_latest
-    from .leftovers import deliver_leftovers, spool_home
     from .render import documents, tables
 
     if dry_run:
@@ -349,8 +360,7 @@ def retry(
     app: App = context.obj
     options = chosen(app.options, given)
     kept = app.archive()
-    # A recorder that was killed here knows more of the run than the archive does.
-    deliver_leftovers(app.where(kept), spool_home(app.where(kept), app.project()), quiet=True)
+    app.deliver(kept)
     loaded, made = app.plan(kept, run, logical_date, options, ask=True)
     for warning in made.warnings:
         if not warning.flag or warning.allowed:

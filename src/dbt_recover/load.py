@@ -67,6 +67,7 @@ class LoadedRun:
             [*self.recorded, *added],
             {**self.intended, **own},
             self.state.warnings,
+            graph=self.graph,
             any_target=any_target,
         )
         if self.scope is None:
@@ -94,7 +95,7 @@ class LoadedRun:
             for r in kept
             if not r.complete and r.invocation.invocation_id not in self.intended
         ]
-        merged = merge(kept, intended, unknown)
+        merged = merge(kept, intended, unknown, graph=self.graph)
         nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
         state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
         return replace(self, recorded=kept, state=state, intended=intended, scope=scope)
@@ -132,7 +133,7 @@ def load(
             intended[record.invocation.invocation_id] = known
         else:
             unknown.append(_unknown(record.invocation))
-    state = merge(recorded, intended, unknown)
+    state = merge(recorded, intended, unknown, graph=graph)
     graph = origin = graph or Graph([])
     if not graph.nodes.keys() >= {u for u in state.nodes if not u.startswith("operation.")}:
         origin = next((g for r in recorded if (g := archive.graph(r)) is not None), graph)

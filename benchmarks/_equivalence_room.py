@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -398,6 +399,29 @@ def _kill_all(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+_EPHEMERAL = re.compile(r"__dbt__cte__(\w+) AS \(")
+
+
+def definition(sql: str) -> str:
+    """A view's, in a form that does not depend on how dbt put ephemeral models into it: it compiles
+    them in several threads, and one that reads another has that inside it, or beside it, as it
+    happens."""
+    ephemeral: dict[str, str] = {}
+
+    def without(text: str) -> str:
+        while found := _EPHEMERAL.search(text):
+            depth, end = 1, found.end()
+            while depth:
+                depth += {"(": 1, ")": -1}.get(text[end], 0)
+                end += 1
+            ephemeral[found[1]] = without(text[found.end() : end - 1])
+            text = text[: found.start()] + text[end:]
+        return " ".join(text.replace("WITH ", " ").replace(",", " ").split())
+
+    own = without(sql)
+    return "\n".join([own, *(f"{name}: {text}" for name, text in sorted(ephemeral.items()))])
+
+
 def _table(
     connection: duckdb.DuckDBPyConnection, schema: str, name: str, views: Mapping[str, str]
 ) -> Table:
@@ -407,6 +431,7 @@ def _table(
         [schema, name],
     ).fetchall()
     kind = views.get(f"{schema}.{name}", "table")
+    kind = kind if kind == "table" else definition(kind)
     listed = [f'"{column}"' for column, _ in columns]
     if any(column == "dbt_scd_id" for column, _ in columns):
         columns = [c for c in columns if not c[0].startswith("dbt_")]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from . import checkout
 from .archive import Archive
 from .graph import Graph
 from .layout import RunPlace
 from .model import NEVER_BEGAN, Invocation, Recorded, RunState
-from .pipeline import Pipeline, Step, never_begun, pipeline_of
 from .runstate import in_order, merge
-from .scope import selected
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline, Step
 
 
 class Asking(Protocol):
@@ -148,6 +149,10 @@ def _steps(
     recorded: Sequence[Recorded], pipelines: Sequence[Pipeline], run_id: str
 ) -> list[Recorded]:
     """Declared steps that never began, as invocations that recorded nothing."""
+    if not pipelines:
+        return []
+    from .pipeline import never_begun, pipeline_of
+
     pipeline = pipeline_of(pipelines, run_id)
     if pipeline is None:
         return []
@@ -185,6 +190,8 @@ def _intended(
     invocation = record.invocation
     if invocation.intended is not None:
         return frozenset(invocation.intended)
+    from .scope import selected
+
     graph = archive.graph(record) or latest
     known = selected(graph, invocation.args, invocation.command) if graph is not None else None
     if known is None and asking is not None:

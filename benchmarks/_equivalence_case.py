@@ -56,6 +56,10 @@ class Case:
     commands: list[str] = field(default_factory=list)
     smallest: list[str] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
+    smaller_tried: int = 0
+    """How many smaller sets were executed (--brute-force)."""
+    smaller: list[list[str]] = field(default_factory=list)
+    """Those of them that did it: there should be none."""
 
     @property
     def reproduction(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,6 @@ def _judge(s: Situation, case: Case, way: str, ran: Ran) -> Result:
         output="" if right else (ran.out[-1500:] + ran.err[-1500:]),
     )
     result.extra = dict.fromkeys([u for u in result.executed if u not in s.smallest], "")
-    case.results[way] = result
     return result
 
 
@@ -79,7 +80,7 @@ def _dbt_recover(s: Situation, case: Case) -> None:
         )
         case.results["dbt-recover"] = result
     else:
-        result = _judge(s, case, "dbt-recover", done)
+        result = case.results["dbt-recover"] = _judge(s, case, "dbt-recover", done)
         executed = {e.unique_id for e in room.executions(before)}
         try:
             said = json.loads(done.out)
@@ -109,7 +110,8 @@ def _advised(refusal: str, run: Sequence[str]) -> list[str]:
 
 
 def _dbt_retry(s: Situation, case: Case) -> None:
-    _judge(s, case, "dbt retry", _twice(s, lambda kill: s.room.dbt("retry", kill=kill)))
+    ran = _twice(s, lambda kill: s.room.dbt("retry", kill=kill))
+    case.results["dbt retry"] = _judge(s, case, "dbt retry", ran)
 
 
 def _by_state(way: str, words: Sequence[str]) -> Callable[[Situation, Case], None]:
@@ -126,7 +128,7 @@ def _by_state(way: str, words: Sequence[str]) -> Callable[[Situation, Case], Non
                     shutil.copy2(target / name, state / name)
             return s.room.dbt(*words, "--state", str(state), *flags, kill=kill)
 
-        _judge(s, case, way, _twice(s, command))
+        case.results[way] = _judge(s, case, way, _twice(s, command))
 
     return recover
 
@@ -151,11 +153,16 @@ def _rebuild(s: Situation, case: Case) -> None:
                 break
         return ran
 
-    _judge(s, case, "everything again", _twice(s, command))
+    case.results["everything again"] = _judge(s, case, "everything again", _twice(s, command))
 
 
 def _smallest(s: Situation, case: Case) -> None:
     """The smallest set itself, executed: that it is enough is checked, not only argued."""
+    case.results[ORACLE] = execute(s, case, case.smallest, ORACLE)
+
+
+def execute(s: Situation, case: Case, nodes: Sequence[str], way: str) -> Result:
+    """Exactly these nodes, by one dbt command."""
     state = s.room.here / "state"
     state.mkdir()
     results: list[dict[str, object]] = [
@@ -172,7 +179,7 @@ def _smallest(s: Situation, case: Case) -> None:
             "compiled_code": None,
             "relation_name": None,
         }
-        for u in case.smallest
+        for u in nodes
     ]
     document = {
         "metadata": {
@@ -189,7 +196,21 @@ def _smallest(s: Situation, case: Case) -> None:
         flags += next((_events(w) for _, w in s.steps if _events(w)), [])
     words = ["build", "--select", "result:error", "--indirect-selection", "empty"]
     ran = s.room.dbt(*words, "--state", str(state), *flags) if results else Ran(0, "", "")
-    _judge(s, case, "the smallest set", ran)
+    return _judge(s, case, way, ran)
+
+
+def _brute_force(s: Situation, case: Case, most: int) -> None:
+    """Whether a smaller set of nodes does it as well: executes every one there is, unless they
+    are more than `most`."""
+    scope, limit = sorted(s.clean.scope), len(case.smallest)
+    if sum(math.comb(len(scope), size) for size in range(limit)) > most:
+        return
+    for size in range(limit):
+        for chosen in combinations(scope, size):
+            s.room.restore("broken")
+            case.smaller_tried += 1
+            if execute(s, case, chosen, "a smaller set").verdict == "right":
+                case.smaller.append(sorted(chosen))
 
 
 def _events(words: Sequence[str]) -> list[str]:
@@ -221,13 +242,14 @@ def run_case(
     max_nodes: int,
     home: Path,
     dbt: Path | None = None,
+    brute_force: int = 0,
 ) -> Case:
     """Do it all, in a directory that must not exist yet."""
     for attempt in range(_DRAWS):
         # What is void is drawn again: the failure fits nothing, or did not come about.
         case = Case(seed, kind, index)
         rng = random.Random(f"{seed}/{kind}/{index}/{attempt}")
-        _run(case, rng, ways, max_nodes, Room(home / str(attempt), dbt))
+        _run(case, rng, ways, max_nodes, Room(home / str(attempt), dbt), brute_force)
         if not case.void:
             break
         shutil.rmtree(home / str(attempt))
@@ -237,7 +259,14 @@ def run_case(
 _DRAWS = 4
 
 
-def _run(case: Case, rng: random.Random, ways: Sequence[str], max_nodes: int, room: Room) -> None:
+def _run(
+    case: Case,
+    rng: random.Random,
+    ways: Sequence[str],
+    max_nodes: int,
+    room: Room,
+    brute_force: int,
+) -> None:
     try:
         situation = prepare(case, rng, max_nodes, room)
         for way in ways:
@@ -246,5 +275,7 @@ def _run(case: Case, rng: random.Random, ways: Sequence[str], max_nodes: int, ro
                 WAYS[way](situation, case)
             except Stuck as exc:
                 case.results[way] = Result(way, "wrong", -1, [], notes=[f"stuck: {exc}"])
+        if brute_force:
+            _brute_force(situation, case, brute_force)
     except (Void, NoVictim, Stuck) as exc:
         case.void = str(exc) or "no node fits"

@@ -1,15 +1,17 @@
 """Recovery equivalence: is the warehouse, after a run failed and was recovered, what it would be had
 the run never failed; and with how few node executions?
 
-    python benchmarks/equivalence.py [--cases 34] [--seed 1] [--only KIND] [--case I] [--recover WAY]
+    python benchmarks/equivalence.py [--cases 36] [--seed 1] [--only KIND] [--case I] [--recover WAY]
                                      [--max-nodes 40] [--json FILE] [--keep DIR] [--jobs 1]
+                                     [--brute-force N]
 
 Each case is a random dbt project on DuckDB (seeded), a way to fail, its mending, and every way to
 recover, each on its own copy of the broken state. Right means: every table equals that of a clean
 run of the mended project, row by row as multisets; the command exited with 0; and every test in scope
 passed after the last build of what it tests. dbt-recover may also refuse (exit code 12), having done
 nothing. Executions are counted from dbt's own events. The smallest set is explained and computed in
-_equivalence_judge.py, and is itself executed (row `the smallest set`) as a check.
+_equivalence_judge.py, and is itself executed (row `the smallest set`) as a check; with --brute-force
+every smaller set of nodes is executed, too.
 
 Cases that are not right, refused, or that execute more than the smallest set print the arguments that
 reproduce them.
@@ -52,7 +54,14 @@ def main() -> int:
                 return None
             room = home / f"{kind}-{index}"
             case = run_case(
-                given.seed, kind, index, ways, max_nodes=given.max_nodes, home=room, dbt=dbt
+                given.seed,
+                kind,
+                index,
+                ways,
+                max_nodes=given.max_nodes,
+                home=room,
+                dbt=dbt,
+                brute_force=given.brute_force,
             )
             if given.keep and _remarkable(case):
                 shutil.copytree(room, Path(given.keep) / room.name, dirs_exist_ok=True)
@@ -70,7 +79,7 @@ def main() -> int:
     print(_report(cases, ways))
     if given.json:
         _write(Path(given.json), given, cases)
-    return 1 if any(_is_wrong(c) for c in cases) else 0
+    return 1 if any(_is_wrong(c) or c.smaller for c in cases) else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -86,6 +95,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", metavar="DIR", help="keep what is left of remarkable cases there")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
     parser.add_argument("--minutes", type=float, help="begin no case after this time")
+    parser.add_argument(
+        "--brute-force",
+        type=int,
+        default=0,
+        metavar="N",
+        help="execute every smaller set of nodes, in cases that have at most N of them",
+    )
     parser.add_argument("--cold", action="store_true", help="let each dbt load its modules itself")
     return parser.parse_args()
 
@@ -142,11 +158,26 @@ def _report(cases: Sequence[Case], ways: Sequence[str]) -> str:
     parts = [
         f"{len(done)} cases ({len(cases) - len(done)} void: the failure did not come about)",
         _by_way(done, ways),
+        _brute_force(done),
     ]
     if OURS in ways:
         parts += [_by_kind(done), _extras(done)]
     parts += [_describe(c) for c in done if _remarkable(c)]
     return "\n\n".join(p for p in parts if p)
+
+
+def _brute_force(cases: Sequence[Case]) -> str:
+    tried = [c for c in cases if c.smaller_tried]
+    found = [c for c in tried if c.smaller]
+    if not tried:
+        return ""
+    sets = sum(c.smaller_tried for c in tried)
+    lines = [
+        f"by brute force, {len(tried)} cases: {sets} smaller sets executed; in {len(found)} cases "
+        "one of them did it"
+    ]
+    lines += [f"  {c.reproduction}: {', '.join(c.smaller[0])}" for c in found]
+    return "\n".join(lines)
 
 
 def _by_way(cases: Sequence[Case], ways: Sequence[str]) -> str:

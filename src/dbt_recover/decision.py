@@ -42,8 +42,8 @@ class PlannedNode:
 
     unique_id: str
     cause: str
-    """failed, skipped, never_started, in_flight, unknown_status, batches, tested, edited, stale,
-    test_of_rebuilt."""
+    """failed, skipped, never_started, in_flight, unknown_status, batches, tested, edited, source,
+    stale, test_of_rebuilt."""
     reason: str
     """The cause as a sentence for a person."""
     because: tuple[str, ...] = ()

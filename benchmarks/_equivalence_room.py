@@ -317,14 +317,15 @@ class Room:
                 return time.monotonic() - since > 0.7
 
             waited(quiet)
-        if kill.signal != signal.SIGKILL:
-            os.killpg(process.pid, kill.signal)
-            return
         children = _children(process.pid)
-        if kill.only_dbt and children:
-            for child in children:
-                os.kill(child, signal.SIGKILL)
-            return
+        with suppress(ProcessLookupError):  # it has just come to its own end
+            if kill.signal != signal.SIGKILL:
+                os.killpg(process.pid, kill.signal)
+                return
+            if kill.only_dbt and children:
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                return
         _kill_all(process.pid)
 
     # -- what dbt says it did ------------------------------------------------------------------
@@ -395,7 +396,8 @@ def _kill_all(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         for child in _children(pid):
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
 
 

@@ -25,11 +25,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from _equivalence_case import Case, Result
 from _equivalence_failures import KINDS
@@ -53,7 +55,7 @@ def main() -> int:
             if given.minutes and time.monotonic() - began > given.minutes * 60:
                 return None
             room = home / f"{kind}-{index}"
-            case = run_case(
+            case = _run_case(
                 given.seed,
                 kind,
                 index,
@@ -79,7 +81,16 @@ def main() -> int:
     print(_report(cases, ways))
     if given.json:
         _write(Path(given.json), given, cases)
-    return 1 if any(_is_wrong(c) or c.smaller for c in cases) else 0
+    broke = any("the benchmark broke" in c.void for c in cases)
+    return 1 if broke or any(_is_wrong(c) or c.smaller for c in cases) else 0
+
+
+def _run_case(seed: int, kind: str, index: int, ways: Sequence[str], **settings: Any) -> Case:
+    """One case that breaks the benchmark itself must not take the others with it."""
+    try:
+        return run_case(seed, kind, index, ways, **settings)
+    except Exception:
+        return Case(seed, kind, index, void=f"the benchmark broke: {traceback.format_exc()}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -172,10 +183,10 @@ def _brute_force(cases: Sequence[Case]) -> str:
     if not tried:
         return ""
     sets = sum(c.smaller_tried for c in tried)
-    lines = [
-        f"by brute force, {len(tried)} cases: {sets} smaller sets executed; in {len(found)} cases "
-        "one of them did it"
-    ]
+    text = (
+        f"{len(tried)} cases, {sets} smaller sets executed: {len(found)} cases in which one did it"
+    )
+    lines = [f"by brute force: {text}"]
     lines += [f"  {c.reproduction}: {', '.join(c.smaller[0])}" for c in found]
     return "\n".join(lines)
 

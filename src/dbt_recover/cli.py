@@ -327,12 +327,14 @@ def plan(
     app: App, /, run: str, output: str, logical_date: str | None, ask_dbt: bool, **given: Any
 ) -> None:
     """What retry would run again and why. Does not start dbt unless --ask-dbt is given."""
+    from .durations import with_durations
     from .render import documents
 
     app.from_memory = not ask_dbt
     kept = app.archive()
     app.deliver(kept)
     loaded, made = app.plan(kept, run, logical_date, chosen(app.options, given), ask=ask_dbt)
+    made = with_durations(kept, loaded, made)
     if output == "json":
         click.echo(documents.dump(documents.plan(made, loaded.state)))
         return

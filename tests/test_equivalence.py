@@ -5,7 +5,9 @@ other ways wrong.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,3 +103,60 @@ def test_a_view_is_the_same_however_dbt_inlines_ephemeral_models(
 
         assert kept(beside) == kept(inside)
         assert kept(beside) != kept(other)
+
+
+# The table in the README
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture
+def quoted() -> list[list[str]]:
+    """Its rows, the header first."""
+    text = README.read_text("utf-8")
+    lines = text[text.index("| way to recover") :].splitlines()
+    table = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_the_readme_quotes_a_table_as_the_benchmark_prints_it(
+    quoted: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import equivalence
+    from _equivalence_case import Case, Result
+    from _equivalence_ways import WAYS
+
+    case = Case(1, "sql_error", 0, smallest=["model.eq.a"])
+    case.results = {way: Result(way, "right", 0, ["model.eq.a", "model.eq.b"]) for way in WAYS}
+    printed = equivalence._by_way([case], list(WAYS)).splitlines()
+    header, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in printed]
+    assert quoted[0] == header
+    assert [row[0] for row in quoted[2:]] == [row[0] for row in rows[1:]]
+    for row in quoted[2:]:
+        assert len(row) == len(header)
+        assert re.fullmatch(r"\d+ %", row[2])
+        assert re.fullmatch(r"[\d.]*", row[6])
+
+
+def test_the_numbers_in_the_readme_add_up(quoted: list[list[str]]) -> None:
+    rows = {row[0]: row for row in quoted[2:]}
+    cases = {int(row[1]) for row in rows.values()}
+    assert len(cases) == 1
+    for row in rows.values():
+        refused, wrong = (int(cell or 0) for cell in row[3:5])
+        right = max(cases) - refused - wrong
+        assert row[2] == f"{100 * right / max(cases):.0f} %"
+    assert not rows["dbt-recover"][4], "the headline: never wrong"
+
+
+def test_the_command_in_the_readme_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import equivalence
+
+    found = re.search(r"python benchmarks/equivalence\.py ([^`\n]+)", README.read_text("utf-8"))
+    assert found
+    monkeypatch.setattr(sys, "argv", ["equivalence.py", *found[1].split()])
+    given = equivalence._arguments()
+    assert given.cases >= 50
+    assert not given.only

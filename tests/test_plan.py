@@ -451,6 +451,7 @@ def test_rows_that_were_mended_outside_of_the_project() -> None:
         ("Binder Error: column no_such_column not found", False),
         ("002003 (42S02): Object 'X' does not exist or not authorized", False),
         ("server closed the connection unexpectedly", False),
+        ("Invalid Input Error: connection reset by peer", False),
         ("", False),
     ],
 )

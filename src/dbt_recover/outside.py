@@ -30,9 +30,16 @@ _OF_DATA = re.compile(
 )
 
 
+_PASSING = re.compile(
+    r"connection (?:reset|refused|closed|timed out)|server closed|time(?:d )?out|deadlock"
+    r"|could not serialize|set lock|locked|rate limit|token has expired|try again",
+    re.IGNORECASE,
+)
+
+
 def of_data(message: str) -> bool:
     """Whether a warehouse's message is about the rows, and not about the code or the connection."""
-    return bool(_OF_DATA.search(message))
+    return bool(_OF_DATA.search(message)) and not _PASSING.search(message)
 
 
 def readers_of_mended_rows(

@@ -63,7 +63,7 @@ def publish(storage: Storage, one: Made) -> Commit:
     archive = Archive(storage)
     archive.check(create=True)
     with tempfile.TemporaryDirectory() as directory:
-        commit, spool = _spooled(archive, one, Path(directory))
+        commit, spool = spooled(archive, one, Path(directory))
         publication = Publication(archive, spool)
         return publication.finish(commit)
 
@@ -73,7 +73,7 @@ def begin(storage: Storage, one: Made, *, lives: bool = False) -> RunPlace:
     archive = Archive(storage)
     archive.check(create=True)
     with tempfile.TemporaryDirectory() as directory:
-        commit, spool = _spooled(archive, one, Path(directory))
+        commit, spool = spooled(archive, one, Path(directory))
         publication = Publication(archive, spool)
         invocation = publication.begin(commit.invocation)
         publication.send_segments(invocation.invocation_id)
@@ -84,7 +84,7 @@ def begin(storage: Storage, one: Made, *, lives: bool = False) -> RunPlace:
         return publication.place
 
 
-def _spooled(archive: Archive, one: Made, home: Path) -> tuple[Commit, Spool]:
+def spooled(archive: Archive, one: Made, home: Path) -> tuple[Commit, Spool]:
     ok = all(s in SUCCESSES for s in one.statuses.values())
     started = f"{one.began[:17]}{one.later:02d}Z"
     invocation = Invocation(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from other_stores import OtherStore, azurite, google
 from servers import S3Server, ServerUnavailable, aws_environment, moto_server, seaweedfs_server
 
 
@@ -20,7 +21,10 @@ def _no_aws_of_this_machine() -> Iterator[None]:
     """Neither the developer's credentials nor a proxy come into play, in child processes either."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("AWS_") or name.lower() in ("http_proxy", "https_proxy"):
+            if name.startswith(("AWS_", "AZURE_", "GOOGLE_")) or name.lower() in (
+                "http_proxy",
+                "https_proxy",
+            ):
                 patch.delenv(name)
         for name, value in aws_environment().items():
             patch.setenv(name, value)
@@ -53,6 +57,23 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             yield server
     except ServerUnavailable as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session", name="azurite")
+def _azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherStore]:
+    """Azure's emulator."""
+    try:
+        with azurite(tmp_path_factory.mktemp("azurite")) as store:
+            yield store
+    except ServerUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session", name="google")
+def _google() -> Iterator[OtherStore]:
+    """A stand-in for Google's."""
+    with google() as store:
+        yield store
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from dbt_recover.publish import AlreadyArchived, Publication, Spool, SpoolState
 from dbt_recover.records import Commit, Results, decompress
 from dbt_recover.storage.base import Blob, Entry, Stat, Storage
 from dbt_recover.storage.local import LocalStorage
+from dbt_recover.verify import verify
 
 FIXTURES = Path(__file__).parent / "fixtures" / "artifacts"
 
@@ -585,6 +586,7 @@ def test_of_two_publishers_that_saw_different_things_the_winner_is_whole(
             archive(store).artifact_bytes(artifact)
     recorded = archive(store).load(archive(store).resolve("r1"))
     assert {r.results["model.shop.a"].status for r in recorded} == {"success"}
+    assert not [f for f in verify(archive(store)).faults if "forged" in f.mend]
 
 
 # ---- killed at every write ---------------------------------------------------------------------

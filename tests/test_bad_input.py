@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from archives import BAD, made, publish
 from conftest import Bucket
 from dbt_recover.errors import (
     EXIT_STILL_FAILING,
@@ -24,6 +25,7 @@ from dbt_recover.errors import (
     StorageError,
     UsageError,
 )
+from dbt_recover.storage import open_storage
 from projects import ARTIFACTS, Checkout, Ran, checkout, listing
 from servers import Fault, S3Server, free_ports, proxy_to, xml_error
 
@@ -607,3 +609,23 @@ def test_relative_archives_are_below_the_configuration_file(archived: Checkout) 
     (archived.root / "dbt_recover.toml").write_text('archive = ".dbt-recover"')
     below = f"cd models && {sys.executable} -m dbt_recover.cli plan"
     assert archived.run("sh", "-c", below).out == archived.recover("plan").out
+
+
+def test_a_run_id_that_cannot_be_printed(project: Checkout) -> None:
+    shutil.copytree(ARTIFACTS / "good", project.root / "target")
+    refuses(project, UsageError, "archive", "--run-id", "x\r\x1b[1mok", naming="cannot be printed")
+
+
+def test_what_others_wrote_does_not_control_the_terminal(project: Checkout) -> None:
+    archive = project.home / "theirs"
+    publish(
+        open_storage(str(archive)), made("x\x1b]0;title\x07\rok\x9b1m", BAD, invocation_id="i1")
+    )
+    for command in (("runs",), ("show", "latest"), ("plan", "latest"), ("verify",)):
+        ran = project.recover("--archive", archive, *command)
+        assert ran.code == 0, ran
+        assert not set("\x1b\x07\r\x9b") & set(ran.out + ran.err)
+        if command != ("verify",):
+            assert "\\u001b" in ran.out
+    (run,) = project.recover("--archive", archive, "runs", "-o", "json").json["runs"]
+    assert run["run_id"] == "x\x1b]0;title\x07\rok\x9b1m"

@@ -44,3 +44,11 @@ def test_plan_has_what_dbt_lists() -> None:
 def test_exec_overhead() -> None:
     text = run("exec_overhead", "--models", "5", "--pairs", "1", "--json-log")
     assert "memory of the recorder" in text
+
+
+@pytest.mark.slow
+def test_archive_of_many_runs() -> None:
+    text = run("archive", "--archived", "60", "--days", "3", "--runs", "1", "--models", "3")
+    assert "makes 3 requests; goal at most 3: met" in text
+    assert "runs --date D takes" in text
+    assert "of them; goal at least 8" in text

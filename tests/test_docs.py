@@ -37,6 +37,7 @@ from dbt_recover import (
 from dbt_recover.carry_out import Retried
 from dbt_recover.config import check_names, read_file
 from dbt_recover.context import Identity
+from dbt_recover.diagnose import ADVICE, CLASSES, diagnoses
 from dbt_recover.graph import Graph, Node
 from dbt_recover.model import (
     Invocation,
@@ -199,6 +200,12 @@ def test_exit_codes_page_is_the_table_in_errors() -> None:
     assert named == classes
 
 
+def test_classes_of_failure_are_those_in_diagnose() -> None:
+    table = rows((DOCS / "failures.md").read_text("utf-8"))
+    assert tuple(row[0] for row in table) == CLASSES
+    assert {row[0]: row[2] for row in table} == dict(ADVICE)
+
+
 # JSON output
 
 
@@ -220,7 +227,14 @@ MADE: dict[str, Any] = {
         STATE,
     ),
     "retry": documents.retried(
-        Retried("r", 2, "failing", ("model.a.b",), (NodeResult("model.a.b", "error"),))
+        Retried(
+            "r",
+            2,
+            "failing",
+            ("model.a.b",),
+            (NodeResult("model.a.b", "error"),),
+            why=diagnoses(STATE),
+        )
     ),
     "verify": upkeep.verified_document(
         verify.Report("url", 1, 1, 1, 1, 1, (Finding("key", "wrong", "mend"),))

@@ -27,7 +27,7 @@ from projects import (
     written,
 )
 
-pytestmark = [pytest.mark.matrix, pytest.mark.slow, pytest.mark.endings]
+pytestmark = [pytest.mark.matrix, pytest.mark.slow]
 
 # A branch whose model can fail, and one whose test can: stg -> side, stg -> late -> mart -> top.
 FILES: Mapping[str, str] = {
@@ -111,6 +111,17 @@ def test_a_kill(here: Checkout, version: str) -> None:
     assert rows(laptop.tables()) == clean(here, version)
 
 
+@pytest.mark.skipif("v2" not in MATRIX, reason="DBT_RECOVER_MATRIX does not name v2")
+def test_the_telemetry_file_of_v2_is_the_users_too(tmp_path: Path) -> None:
+    made = written(tmp_path / "here", FILES)
+    here = made.having(DBT_RECOVER_ARCHIVE=tmp_path / "archive", **dbt_of("v2"))
+    ran = here.recover("exec", "--", "dbt", "build", "--otel-file-name", "mine.jsonl")
+    assert ran.code == 0, ran
+    assert LATE in (here.root / "logs/mine.jsonl").read_text()
+    (run,) = here.recover("runs", "-o", "json").json["runs"]
+    assert (run["status"], run["total"]) == ("success", len(NODES))
+
+
 def test_an_interrupt(here: Checkout, version: str) -> None:
     """v1 ends with 2, v2 with 1 as if a node had failed."""
     codes = (1,) if version == "v2" else (2,)
@@ -128,6 +139,10 @@ def test_an_interrupt_that_reaches_dbt_alone(here: Checkout, version: str) -> No
     assert rows(laptop.tables()) == clean(here, version)
 
 
+# v2's run_results.json says nothing of vars, target and selection.
+_ALLOWED: Mapping[str, tuple[str, ...]] = {"v2": ("--allow-unknown-settings",)}
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_run_without_exec_is_archived(fails: bool, here: Checkout, version: str) -> None:
     ran = here.having(FAIL="mart" if fails else "").dbt("build")
@@ -137,19 +152,22 @@ def test_a_run_without_exec_is_archived(fails: bool, here: Checkout, version: st
     (run,) = here.recover("runs", "-o", "json").json["runs"]
     assert run["status"] == ("failed" if fails else "success")
     if fails:
-        recover(here, {MART, MART_ID, TOP})
+        recover(here, {MART, MART_ID, TOP}, *_ALLOWED.get(version, ()))
 
 
 def test_vars_and_a_selection_without_exec(here: Checkout, version: str) -> None:
     """A run of a part, archived afterwards, is a run of that part."""
     ran = here.having(FAIL="side").dbt("run", "--select", "stg", "side", "--vars", "{day: 7}")
     assert ran.code == 1, ran
-    assert here.recover("archive").code == 0
-    if version == "v2":
-        # Its run_results.json says nothing of vars, target and selection.
-        planned = here.recover("plan", "-o", "json").json
-        assert any("vars" in w["message"] for w in planned["warnings"]), "nobody is told"
-        return
-    laptop = recover(here, {SIDE})
+    archived = here.recover("archive")
+    assert archived.code == 0
+    allowed = _ALLOWED.get(version, ())
+    if allowed:
+        assert "exec" in archived.err
+        stopped = here.recover("retry")
+        assert (stopped.code, len(here.calls)) == (12, 1), stopped
+        assert "vars" in stopped.err
+        allowed = (*allowed, "--vars", "{day: 7}")
+    laptop = recover(here, {SIDE}, *allowed)
     assert "top" not in rows(laptop.tables())
     assert any("day" in word for word in laptop.calls[-1].argv)

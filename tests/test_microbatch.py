@@ -132,6 +132,21 @@ def test_a_kill_between_batches_is_no_success(
     assert comparable(third.tables()) == clean
 
 
+@pytest.mark.matrix
+@pytest.mark.skipif("v2" not in MATRIX, reason="DBT_RECOVER_MATRIX does not name v2")
+def test_dbt_v2_says_nothing_of_batches(here: Checkout, clean: dict[str, Any]) -> None:
+    """So the whole model runs again, once a batch failed: never less than what is missing."""
+    here = here.having(**dbt_of("v2"))
+    failed = here.having(FAIL="20260103").recover(*EXEC)
+    assert failed.code == 1, failed
+    laptop = elsewhere(here, "laptop")
+    nodes = {n["unique_id"]: n for n in laptop.recover("plan", "-o", "json").json["nodes"]}
+    assert {uid: n["action"] for uid, n in nodes.items()} == {DAILY: "run", REPORT: "run"}
+    retried = laptop.recover("retry", "-o", "json")
+    assert (retried.code, retried.json["outcome"]) == (0, "recovered"), retried
+    assert comparable(laptop.tables()) == clean
+
+
 def test_an_interrupt_in_a_batch(here: Checkout, clean: dict[str, Any]) -> None:
     with here.having(HOLD="20260102").start(*EXEC) as running:
         running.holds_batch("20260102")

@@ -114,7 +114,6 @@ AT_EACH_STEP = [
 
 
 @slow
-@pytest.mark.endings
 @pytest.mark.parametrize("step,version", AT_EACH_STEP)
 def test_a_declared_pipeline_is_completed(
     step: str, version: str, tmp_path: Path, clean: dict[str, Table]

@@ -204,6 +204,16 @@ def test_hooks_have_a_word_each() -> None:
     assert describe(merge([first, again], {})) == "recovered"
 
 
+def test_a_command_that_ended_well_ran_its_hooks() -> None:
+    """Not every dbt lists them among its results."""
+    end = "operation.shop.shop-on-run-end-0"
+    first = invocation(1, {"model.a": "success", end: "error"})
+    failing = invocation(2, {"model.a": "error"}, attempt=2)
+    assert unsettled(merge([first, failing], {})).keys() == {"model.a", end}
+    again = invocation(3, {"model.a": "success"}, attempt=3, exit_code=0)
+    assert describe(merge([first, failing, again], {})) == "recovered"
+
+
 def test_nothing_executes_an_exposure() -> None:
     listed = {
         "model.a": "success",

@@ -1,6 +1,7 @@
 """What every store must do, asked of each of them: a directory, S3 as moto has it, S3 as a real
-server (SeaweedFS) has it. What only one of them can do wrong is in test_storage_local.py and
-test_storage_s3.py.
+server (SeaweedFS) has it, Azure as its own emulator (Azurite) has it, Google as a stand-in of ours
+has it. What only one of them can do wrong is in test_storage_local.py and
+test_storage_s3.py and test_storage_objects.py.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from conftest import Bucket, fresh_bucket
 from dbt_recover.errors import DamagedError, UsageError
 from dbt_recover.storage import Storage, open_storage
 from dbt_recover.storage.base import Entry, MissingKey, PreconditionFailed
+from other_stores import OtherStore
 
 MIB = 1 << 20
 ON_S3 = [pytest.param(name, marks=pytest.mark.cluster) for name in ("moto", "seaweedfs")]
+ON_OTHERS = [pytest.param(name, marks=pytest.mark.cluster) for name in ("azurite", "google")]
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +42,21 @@ def bucket_on(request: pytest.FixtureRequest) -> Callable[[str], Bucket]:
     return bucket
 
 
-@pytest.fixture(params=["directory", *ON_S3])
+@pytest.fixture(params=["directory", *ON_S3, *ON_OTHERS])
 def store(
-    request: pytest.FixtureRequest, tmp_path: Path, bucket_on: Callable[[str], Bucket]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    bucket_on: Callable[[str], Bucket],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Storage:
     """An empty store, of each kind."""
     if request.param == "directory":
         return open_storage(str(tmp_path / "archive"))
+    if request.param in ("azurite", "google"):
+        other: OtherStore = request.getfixturevalue(request.param)
+        for name, value in other.environment.items():
+            monkeypatch.setenv(name, value)
+        return open_storage(f"{other.url}/{uuid.uuid4().hex}")
     bucket = bucket_on(request.param)
     return open_storage(f"s3://{bucket.name}/{uuid.uuid4().hex}", bucket.options)
 
@@ -132,7 +143,9 @@ def test_stat_says_size_etag_and_age(store: Storage) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["directory", *ON_S3, ON_OTHERS[0]], indirect=True)
 def test_a_large_object_takes_little_memory(store: Storage, tmp_path: Path) -> None:
+    # Not on the stand-in for Google, which keeps objects in the memory of this process.
     size = 200 * MIB
     sparse = tmp_path / "sparse"
     with sparse.open("wb") as file:
@@ -272,7 +285,7 @@ def test_folders_are_those_with_something_below(store: Storage) -> None:
         store.folders("a")
 
 
-@pytest.mark.parametrize("store", ["directory", ON_S3[0]], indirect=True)
+@pytest.mark.parametrize("store", ["directory", ON_S3[0], *ON_OTHERS], indirect=True)
 def test_a_folder_goes_with_its_last_object(store: Storage) -> None:
     # SeaweedFS still names it for some seconds.
     fill(store, ["a/gone/deep/x", "a/stays/x", "a/stays/y"])
@@ -337,7 +350,7 @@ def test_delete(store: Storage) -> None:
     assert keys_of(store.list("")) == ["a/y"]
 
 
-@pytest.mark.parametrize("store", ["directory", ON_S3[1]], indirect=True)
+@pytest.mark.parametrize("store", ["directory", ON_S3[1], *ON_OTHERS], indirect=True)
 def test_of_sixteen_writers_one_wins(store: Storage) -> None:
     # Not on moto, whose conditional writes are not safe against races.
     barrier = threading.Barrier(16)

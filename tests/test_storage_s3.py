@@ -19,6 +19,7 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 
 from conftest import Bucket, fresh_bucket
+from dbt_recover import config
 from dbt_recover.errors import DamagedError, NotFoundError, RecoverError, StorageError, UsageError
 from dbt_recover.storage import S3Options, open_storage
 from dbt_recover.storage.base import MissingKey, PreconditionFailed
@@ -614,7 +615,7 @@ def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "  ", "gs://bucket/x", "https://bucket.s3.amazonaws.com/x", "s3:bucket", "s3:/bucket/x",
+    ["", "  ", "hdfs://bucket/x", "https://bucket.s3.amazonaws.com/x", "s3:bucket", "s3:/bucket/x",
      "s3://", "s3:///prefix", "s3://bu cket/x", "s3://bucket/a//b", "s3://bucket/../x",
      "s3://bucket/x?y=1", "s3://arn:aws:s3:eu-west-1:1:accesspoint/a", "s3://name--usw2-az1--x-s3",
      "s3://bucket/" + "x" * 200, "file://", "file:relative", "file://host/dir"],
@@ -625,8 +626,8 @@ def test_what_is_no_archive(url: str) -> None:
 
 
 def test_another_scheme_is_told_what_is_accepted() -> None:
-    with pytest.raises(UsageError, match="gs://bucket/x") as caught:
-        open_storage("gs://bucket/x")
+    with pytest.raises(UsageError, match="hdfs://bucket/x") as caught:
+        open_storage("hdfs://bucket/x")
     for accepted in ("directory", "file://", "s3://bucket/prefix"):
         assert accepted in caught.value.hint
 
@@ -663,3 +664,40 @@ def test_threads_share_a_store(s3_bucket: Bucket) -> None:
         store.read("k/8")
     with pytest.raises(DamagedError):
         store.read("k/1", max_bytes=0)
+
+
+GIVEN = {
+    "endpoint_url": "http://127.0.0.1:9",
+    "region": "eu-central-1",
+    "profile": "analytics",
+    "role_arn": "arn:aws:iam::123456789012:role/dbt",
+    "path_style": "true",
+    "sse": "aws:kms",
+    "sse_kms_key_id": "key-1",
+    "acl": "bucket-owner-full-control",
+    "expected_bucket_owner": "123456789012",
+    "requester_pays": "true",
+    "storage_class": "STANDARD_IA",
+    "ca_bundle": __file__,
+    "checksum": "when_supported",
+    "max_attempts": "3",
+    "connect_timeout": "0.5",
+    "read_timeout": "7.5",
+}
+
+
+@pytest.mark.parametrize("name", sorted(GIVEN))
+def test_each_option_can_be_a_flag_a_variable_or_in_the_file(name: str, tmp_path: Path) -> None:
+    assert GIVEN.keys() == config.S3_OPTIONS
+    text = GIVEN[name]
+    nothing = config.File(None, {}, {})
+    (tmp_path / "dbt_recover.toml").write_text(f'[s3]\n{name} = "{text}"\n')
+    said = [
+        config.s3_options(nothing, [f"{name}={text}"], {}),
+        config.s3_options(nothing, [f"{name.replace('_', '-')}={text}"], {}),
+        config.s3_options(nothing, (), {f"DBT_RECOVER_S3_{name.upper()}": text}),
+        config.s3_options(config.read_file(None, tmp_path), (), {}),
+    ]
+    made = [getattr(S3Options.from_mapping(options), name) for options in said]
+    assert made == [made[0]] * 4
+    assert made[0] != getattr(S3Options(), name)

@@ -15,7 +15,7 @@ import msgspec
 
 from . import layout
 from .clock import now
-from .errors import DamagedError, NotFoundError, UsageError
+from .errors import DamagedError, NotFoundError, StorageError, UsageError
 from .graph import Graph
 from .journal import Record, fold
 from .layout import Listed, RunPlace, Summary
@@ -86,6 +86,8 @@ class Archive:
             data = self.storage.read(layout.MARKER, max_bytes=65536).data
         except MissingKey:
             if self._take_dated_folders():
+                if create:
+                    self.check_conditions()
                 return
             if not create:
                 raise NotFoundError(
@@ -98,15 +100,40 @@ class Archive:
                 self.storage.write(layout.MARKER, body, if_absent=True)
             except PreconditionFailed:
                 self.check()
+            self.check_conditions()
             return
-        marker = self._decode(data, Marker, layout.MARKER)
+        try:
+            marker = self._decode(data, Marker, layout.MARKER)
+        except DamagedError as exc:
+            whole = msgspec.json.encode(Marker()).decode()
+            hint = exc.hint or f"put back what an archive has there: {whole}; dbt-recover verify"
+            raise DamagedError(exc.message, hint=hint) from exc
         if marker.format != "dbt-recover":
-            raise DamagedError(f"{self.url}/{layout.MARKER} is not a dbt-recover archive's")
+            raise DamagedError(
+                f"{self.url}/{layout.MARKER} is not a dbt-recover archive's",
+                hint="check --archive (DBT_RECOVER_ARCHIVE): something else keeps its files there",
+            )
         if marker.version > layout.FORMAT_VERSION:
             raise DamagedError(
                 f"the archive at {self.url} has format version {marker.version}; this dbt-recover "
                 f"knows up to {layout.FORMAT_VERSION}",
                 hint="upgrade dbt-recover: pip install -U dbt-recover",
+            )
+        if create:
+            self.check_conditions()
+
+    def check_conditions(self) -> None:
+        """StorageError if the store ignores the conditions of writes: asked before the first commit
+        or lease of a process, at no cost where the kind of store is known."""
+        from .foreign import own
+
+        ignores = getattr(own(self.storage), "ignores_conditions", None)
+        if ignores is not None and ignores(layout.MARKER):
+            raise StorageError(
+                f"the store of {self.url} accepts writes whatever their condition (If-None-Match, "
+                "If-Match): two retries of a run, or two writers of an invocation, would both win",
+                hint="use a store that honours them, or a newer version of this one; what is there "
+                "can still be read; see: dbt-recover doctor",
             )
 
     def _take_dated_folders(self) -> bool:
@@ -177,7 +204,7 @@ class Archive:
         begun = [self.begun_of(entries.place, i).invocation for i in sorted(entries.open)]
         for invocation_id in entries.committed - words.keys():
             # Killed between the commit and its summary: the commit says it all.
-            words[invocation_id] = summarise(self.commit_of(entries.place, invocation_id))
+            words[invocation_id] = self.summary_of(entries.place, invocation_id)
         unended = self._unended(entries, words)
         running = any(self.alive(entries.place, i) for i in unended)
         status = _status(list(words.values()), bool(unended), running)
@@ -266,7 +293,7 @@ class Archive:
             if self.dated:
                 return self._latest(failed=True, logical_date=spec)
             raise NotFoundError(f"no run began on {spec} in {self.url}", hint=self._what_there_is())
-        place = self.find(spec)
+        place = self.find(spec) or self._began_at(spec)
         if place is not None:
             return place
         candidates = [
@@ -287,6 +314,13 @@ class Archive:
         if owner is not None:
             return owner
         raise NotFoundError(f"no run {spec!r} in {self.url}", hint=self._what_there_is())
+
+    def _began_at(self, spec: str) -> RunPlace | None:
+        """The run that began at this time, to the second: `2026-01-31T06:00:12Z`."""
+        if not layout.is_date(spec[:10]) or spec[10:11] != "T" or len(spec) < 19:
+            return None
+        found = [e.place for e in self.entries(spec[:10]) if e.place.began[:19] == spec[:19]]
+        return found[0] if len(found) == 1 else None
 
     def _pointed(self, key: str) -> str:
         """The run id a pointer is about; of a long one the key has only the beginning."""
@@ -381,14 +415,23 @@ class Archive:
                 raise DamagedError(f"{key} in {self.url} names {artifact.key!r}, outside of {own}")
         return commit
 
+    def summary_of(self, place: RunPlace, invocation_id: str) -> Summary:
+        """The listing's line of a committed invocation, from its commit record and results."""
+        commit = self.commit_of(place, invocation_id)
+        return summarise(commit, self._results(commit))
+
+    def _results(self, commit: Commit) -> Results:
+        for artifact in commit.artifacts:
+            if artifact.name == "results.json":
+                data = self.artifact_bytes(artifact)
+                results: Results = self._decode(data, Results, artifact.key)
+                return results
+        return Results(layout.FORMAT_VERSION)
+
     def _load_committed(self, place: RunPlace, invocation_id: str) -> Recorded:
         commit = self.commit_of(place, invocation_id)
-        named = {a.name: a for a in commit.artifacts}
-        results = Results(layout.FORMAT_VERSION)
-        if "results.json" in named:
-            data = self.artifact_bytes(named["results.json"])
-            results = self._decode(data, Results, named["results.json"].key)
-        graph = named.get("graph.json")
+        results = self._results(commit)
+        graph = next((a for a in commit.artifacts if a.name == "graph.json"), None)
         return Recorded(
             commit.invocation,
             {r.unique_id: r for r in results.results},

@@ -8,15 +8,16 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from .artifacts import synthesise_run_results
-from .command_line import DbtCommand, starred
+from .command_line import DbtCommand, starred, without_settings
 from .context import Identity, Where
 from .dbt import find_dbt
 from .decision import is_buildable
+from .diagnose import Diagnosis, diagnoses
 from .errors import (
     EXIT_INTERRUPTED,
     EXIT_RECOVERED,
@@ -27,9 +28,10 @@ from .errors import (
     RefusedError,
 )
 from .execute import Outcome, Task, run_recorded
+from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
-from .model import FAILURES, SKIPPED, SUCCESSES, NodeResult, Recorded, RunState
+from .model import FAILURES, SKIPPED, SUCCESSES, NodeResult, Recorded, RunState, as_word
 from .plan import Plan, PlannedNode, Policy, idempotent, make_plan, name_of
 from .records import Verdict
 from .recover import Options
@@ -54,6 +56,8 @@ class Retried:
     total: int = 0
     elsewhere: str = ""
     """The target, where it was another than the run's: the run itself is then as it was."""
+    why: Mapping[str, Diagnosis] = field(default_factory=dict)
+    """Of what is still failing, the class of its failure."""
 
 
 def _verdict(state: RunState, run: LoadedRun, options: Options) -> Verdict:
@@ -97,8 +101,14 @@ def retry(
         logical_date=run.state.run.logical_date,
     )
     airflow = where.environ.get("AIRFLOW_CTX_DAG_RUN_ID", "")
-    with Lease(where.archive, run.lease_place(step), airflow_run=airflow) as lease:
-        return _under_lease(where, run, plan, options, identity, launcher, stdout, lease)
+    place = run.lease_place(step)
+    with (
+        Interrupts() as interrupts,
+        Lease(where.archive, place, interrupts.patiently, airflow_run=airflow) as lease,
+    ):
+        return _under_lease(
+            where, run, plan, options, identity, launcher, stdout, lease, interrupts
+        )
 
 
 def _under_lease(
@@ -110,17 +120,25 @@ def _under_lease(
     launcher: tuple[str, ...],
     stdout: IO[Any] | int | None,
     lease: Lease,
+    interrupts: Interrupts,
 ) -> Retried:
     # The run as it was read may be older than the lease: somebody may just have ended.
     if where.archive.state_of(run.place, fresh=True) != run.seen:
         raise LockedError(
             f"run {run.place.run_id} has changed since it was read: another was at work on it",
-            hint=f"look again: dbt-recover plan {run.place.run_id}",
+            hint=f"look again: dbt-recover plan {as_word(run.place.run_id)}",
         )
+    for record in run.recorded:
+        # Asked again: by now the store's own clock is known where it differs from this machine's.
+        ident = record.invocation.invocation_id
+        if record.invocation.end == "lost" and where.archive.alive(run.place, ident):
+            raise LockedError(
+                f"run {run.place.run_id} is still at work: it gives signs of life",
+                hint="wait until it has ended; if that machine is gone, this passes in a minute",
+            )
     began = time.monotonic()
     added: list[Recorded] = []
     executed: list[str] = []
-    interrupted = 0
     for group in stages(plan, run):
         nodes = [n for n in group.nodes if not blocked(n, run.graph, added)]
         if not nodes:
@@ -145,20 +163,22 @@ def _under_lease(
             launcher,
             task,
             stdout,
+            interrupts,
         )
         added.append(outcome.recorded)
         executed += _executed(outcome)
-        interrupted = outcome.ended.interrupted
-        if not outcome.recorded.results and not interrupted:
+        if not outcome.recorded.results and not interrupts.received:
             raise _ran_nothing(outcome, nodes)
-        if interrupted:
+        if interrupts.received:
             break
     # Of a retry into another target it is said how that went; the run itself stays as it was.
     state = run.restate(added, any_target=True)
     seconds = time.monotonic() - began
-    done = _outcome(run, state, identity.attempt, executed, interrupted, seconds, options)
+    done = _outcome(run, state, identity.attempt, executed, interrupts.received, seconds, options)
     own = {n.unique_id: run.state.invocations[n.invocation].target for n in plan.nodes}
     elsewhere = {r.invocation.target for r in added} - set(own.values()) - {""}
+    if "" in own.values():
+        elsewhere = set()  # it died before it said which target it had: the profile's
     return replace(done, elsewhere=min(elsewhere, default=""))
 
 
@@ -194,7 +214,7 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
     if run.state.warnings:
         raise RefusedError(
             run.state.warnings[0],
-            hint=f"run that command again: dbt-recover exec --run-id {run_id} -- {_typed(run)}",
+            hint=f"run that command again: dbt-recover exec --run-id {as_word(run_id)} -- {_typed(run)}",
         )
     left = unsettled(run.state)
     if plan.dropped:
@@ -206,13 +226,15 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
             still_failing=failing,
             exit_code=EXIT_STILL_FAILING,
             total=total,
+            why=diagnoses(run.state),
         )
     hooks = [uid for uid in left if uid.startswith("operation.")]
     if hooks and not options.ignore_failed_hooks:
         raise RefusedError(
-            f"every node of run {run_id} was built, but {hooks[0]} failed, and dbt runs a hook "
-            "only with a command: what the hook should have done is missing",
-            hint=f"run the command again: dbt-recover exec --run-id {run_id} -- {_typed(run)}\n"
+            f"every node of run {run_id} was built, but {hooks[0]} "
+            f"{'failed' if left[hooks[0]].result.status in FAILURES else 'did not end'}, and dbt "
+            "runs a hook only with a command: what the hook should have done is missing",
+            hint=f"run the command again: dbt-recover exec --run-id {as_word(run_id)} -- {_typed(run)}\n"
             "  or take the run as whole: --ignore-failed-hooks",
         )
     archive = where.archive
@@ -245,6 +267,7 @@ def _run_group(
     launcher: tuple[str, ...],
     task: Task,
     stdout: IO[Any] | int | None,
+    interrupts: Interrupts,
 ) -> Outcome:
     base = restored(group.invocation, options.overrides, launcher=launcher, cwd=where.cwd)
     strategy = _strategy(options.strategy, group)
@@ -257,9 +280,10 @@ def _run_group(
         if group.command == "test":
             command = command.without(_NOT_FOR_TESTS)
         return run_recorded(
-            replace(where, environ=_environment(where.environ)),
+            replace(where, environ=without_settings(where.environ)),
             command.argv(),
             identity,
+            interrupts,
             task=replace(task, argv=base.argv(), secrets=_given_again(group, options)),
             stdout=stdout,
         )
@@ -340,22 +364,6 @@ def _state_file(group: Group, base: DbtCommand) -> bytes:
     )
 
 
-_SELECTION_VARIABLES = frozenset(
-    {
-        "DBT_RESOURCE_TYPES",
-        "DBT_EXCLUDE_RESOURCE_TYPES",
-        "DBT_INDIRECT_SELECTION",
-        "DBT_STATE",
-        "DBT_DEFER_STATE",
-    }
-)
-
-
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without what would select other nodes than the planned ones."""
-    return {k: v for k, v in environ.items() if k not in _SELECTION_VARIABLES}
-
-
 def _executed(outcome: Outcome) -> list[str]:
     return sorted(
         uid
@@ -379,7 +387,7 @@ def _outcome(
         result = state.nodes[node.unique_id].result if node.unique_id in state.nodes else None
         if result is not None and result.status in FAILURES:
             failing.append(result)
-    if interrupted:
+    if left.nodes and interrupted:
         outcome = "interrupted"
         code = EXIT_TERMINATED if interrupted == signal.SIGTERM else EXIT_INTERRUPTED
     elif left.nodes:
@@ -399,4 +407,5 @@ def _outcome(
         code,
         seconds,
         len(state.nodes),
+        why=diagnoses(state),
     )

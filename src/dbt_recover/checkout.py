@@ -59,12 +59,18 @@ class Project:
 
 
 def open_project(
-    command: DbtCommand | None, environ: Mapping[str, str], cwd: Path, *, from_memory: bool = False
+    command: DbtCommand | None,
+    environ: Mapping[str, str],
+    cwd: Path,
+    *,
+    for_dbt: bool = False,
+    from_memory: bool = False,
 ) -> Project:
     """The project a command is about: --project-dir, DBT_PROJECT_DIR, or from here upwards.
 
-    UsageError when there is none or its dbt_project.yml cannot be read. `from_memory`: what is
-    known of its files since the last time will do (see seen_files.py).
+    UsageError when there is none or its dbt_project.yml cannot be read; `for_dbt` leaves the
+    latter for dbt to say. `from_memory`: what is known of its files since the last time will do
+    (see seen_files.py).
     """
     given = (command.value("--project-dir") if command else None) or environ.get("DBT_PROJECT_DIR")
     root = Path(cwd, given).resolve() if given else find_root(cwd)
@@ -74,11 +80,22 @@ def open_project(
             f"no dbt_project.yml in {where}",
             hint="go to the dbt project, or pass --project-dir DIR",
         )
-    return read_project(root, SeenFiles.of(root, environ) if from_memory else None)
+    seen = SeenFiles.of(root, environ) if from_memory else None
+    return read_project(root, for_dbt=for_dbt, seen=seen)
 
 
-def read_project(root: Path, seen: SeenFiles | None = None) -> Project:
-    """Read dbt_project.yml; Jinja in it is left as text."""
+def read_project(root: Path, seen: SeenFiles | None = None, *, for_dbt: bool = False) -> Project:
+    """Read dbt_project.yml; Jinja in it is left as text. UsageError if it cannot be read, or,
+    `for_dbt`, a project without name and settings."""
+    try:
+        return _read(root, seen)
+    except UsageError:
+        if for_dbt:
+            return Project(root, "", {})
+        raise
+
+
+def _read(root: Path, seen: SeenFiles | None) -> Project:
     path = root / "dbt_project.yml"
     try:
         text = path.read_bytes()

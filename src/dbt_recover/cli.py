@@ -15,13 +15,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .cli_options import chosen, output_option, planning_options
+from .cli_notify import COMMANDS as TELLING
+from .cli_options import (
+    chosen,
+    echo,
+    on_option,
+    output_option,
+    patience,
+    patience_options,
+    planning_options,
+    run_id_option,
+)
 from .cli_upkeep import COMMANDS as UPKEEP
 from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
 
 if TYPE_CHECKING:
     from .archive import Archive
     from .checkout import Project
+    from .command_line import DbtCommand
     from .context import Where
     from .load import Asking, LoadedRun
     from .pipeline import Pipeline
@@ -40,33 +51,35 @@ class App:
         self.verbose: bool = options["verbose"]
         self.from_memory = False
         """Whether what is known of the project's files from the last time will do."""
-        self._project: Project | None = None
+        self._found: Project | None = None
 
     def project(self) -> Project | None:
         """The dbt project that --project-dir names or that we are in."""
-        from . import checkout
-        from .errors import UsageError
-
-        given = self.options["project_dir"]
-        environ = {**os.environ, **({"DBT_PROJECT_DIR": given} if given else {})}
-        try:
-            self._project = self._project or checkout.open_project(
-                None, environ, Path.cwd(), from_memory=self.from_memory
-            )
-        except UsageError:
-            if given:
-                raise
-        return self._project
+        self._found = self._found or self._project(None)
+        return self._found
 
     def project_of(self, command: tuple[str, ...]) -> Project | None:
         """The project that a dbt command is about."""
-        from . import checkout
         from .command_line import DbtCommand
 
-        parsed = DbtCommand.parse(command)
-        if parsed.value("--project-dir") is None:
-            return self.project()
-        return checkout.open_project(parsed, os.environ, Path.cwd())
+        return self._project(DbtCommand.parse(command))
+
+    def _project(self, command: DbtCommand | None) -> Project | None:
+        """One that cannot be read is without a name: dbt says best what is wrong with it, and
+        looking at past runs needs none."""
+        from . import checkout
+        from .errors import UsageError
+
+        given = self.options["project_dir"] or ""
+        environ = {**os.environ, **({"DBT_PROJECT_DIR": given} if given else {})}
+        try:
+            return checkout.open_project(
+                command, environ, Path.cwd(), for_dbt=True, from_memory=self.from_memory
+            )
+        except UsageError:
+            if given or (command is not None and command.value("--project-dir")):
+                raise
+            return None
 
     def archive(self, project: Project | None = None, *, check: bool = True) -> Archive:
         """The archive that --archive names, or the one in the project's `.dbt-recover/`."""
@@ -107,13 +120,15 @@ class App:
         environ = dict(os.environ)
         if self.options["project_dir"]:
             environ["DBT_PROJECT_DIR"] = str(Path(self.options["project_dir"]).resolve())
+        if self.options["no_query_tag"]:
+            environ["DBT_RECOVER_QUERY_TAG"] = ""
         return Where(
             archive, environ, Path.cwd(), self.say, Path(spool).resolve() if spool else None
         )
 
     def say(self, text: str) -> None:
         """To the person, on stderr."""
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     def pipelines(self) -> tuple[Pipeline, ...]:
         """The declared pipelines."""
@@ -208,6 +223,9 @@ def _load_file(
 @click.option("--project-dir", metavar="DIR", help="The dbt project, if it is not here.")
 @click.option("--profiles-dir", metavar="DIR", help="Where profiles.yml is, for retry.")
 @click.option("--spool", metavar="DIR", help="Where records wait for an archive out of reach.")
+@click.option(
+    "--no-query-tag", is_flag=True, help="Do not tell dbt the run in DBT_RECOVER_QUERY_TAG."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:
@@ -228,9 +246,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 
 @cli.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
-)
+@run_id_option
 @click.option("--step", default="", help="Its name in the run.  [default: Airflow's task id]")
 @click.option(
     "--resume/--no-resume",
@@ -238,21 +254,36 @@ def cli(context: click.Context, /, **options: Any) -> None:
     help="Run only what this step's earlier tries in this run left undone.  [default: under "
     "Airflow from the second try on]",
 )
+@patience_options("--retry-transient", "Where all failures are transient, retry up to N times.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- dbt COMMAND...")
 @click.pass_obj
-def exec_(app: App, run_id: str, step: str, resume: bool | None, command: tuple[str, ...]) -> None:
+def exec_(
+    app: App,
+    /,
+    run_id: str,
+    step: str,
+    resume: bool | None,
+    retry_transient: int | None,
+    backoff: float | None,
+    command: tuple[str, ...],
+) -> None:
     """Run dbt unchanged and archive the invocation, whatever its end. Exits as dbt did."""
     from .resume import exec_or_resume
 
     where = app.where(app.archive(app.project_of(command), check=False))
-    sys.exit(exec_or_resume(where, command, run_id, step, resume))
+    again = patience(("transient",) if retry_transient else (), retry_transient, backoff)
+    sys.exit(exec_or_resume(where, command, run_id, step, resume, again))
 
 
 @cli.command()
-@click.option("--target-dir", default="target", show_default=True, metavar="DIR")
 @click.option(
-    "--run-id", default="", help="The run it belongs to.  [default: Airflow's, or a new one]"
+    "--target-dir",
+    default="target",
+    show_default=True,
+    metavar="DIR",
+    help="Where dbt left its artifacts.",
 )
+@run_id_option
 @click.option("--step", default="", help="Its name in the run.")
 @click.option("--allow-mixed", is_flag=True, help="Accept a manifest of another invocation.")
 @click.option("--resume", is_flag=True, help="Deliver records that earlier could not be delivered.")
@@ -267,22 +298,27 @@ def archive(
 
     where = app.where(app.archive(check=False))
     if resume:
-        click.echo(resume_spools(where, app.project()))
+        echo(resume_spools(where, app.project()))
         return
     identity = Identity.of(os.environ, run_id, step)
     done = archive_finished(where, Path(target_dir), identity, allow_mixed=allow_mixed)
-    click.echo(f"archived as run {done}")
+    echo(f"archived as run {done}")
 
 
 @cli.command()
 @click.option("--date", metavar="DAY", help="Only this UTC day.")
-@click.option("--since", default="", metavar="DAY")
-@click.option("--until", default="", metavar="DAY")
+@click.option("--since", default="", metavar="DAY", help="From this UTC day on.")
+@click.option("--until", default="", metavar="DAY", help="Up to this UTC day.")
 @click.option(
-    "--status", default="", type=click.Choice(["", "success", "recovered", "failed", "running"])
+    "--status",
+    default="",
+    type=click.Choice(["", "success", "recovered", "failed", "running"]),
+    help="Only runs that stand so.",
 )
 @click.option("--logical-date", default="", metavar="DATE", help="Runs of this Airflow date.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many."
+)
 @output_option
 @click.pass_obj
 def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:
@@ -296,7 +332,7 @@ def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:
     kept = app.archive()
     found = list(kept.runs(**filters))
     as_json = output == "json"
-    click.echo(documents.dump(documents.runs(found)) if as_json else tables.runs(found, kept.url))
+    echo(documents.dump(documents.runs(found)) if as_json else tables.runs(found, kept.url))
 
 
 @cli.command()
@@ -310,7 +346,7 @@ def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None
     from .render import documents, tables
 
     loaded = app.load(app.archive(), run, logical_date)
-    click.echo(
+    echo(
         documents.dump(documents.show(loaded.state))
         if output == "json"
         else tables.show(loaded.state, loaded.graph, full=full)
@@ -331,21 +367,24 @@ def plan(
     from .render import documents
 
     app.from_memory = not ask_dbt
-    kept = app.archive()
+    kept = app.archive(check=False)
     app.deliver(kept)
+    kept.check()
     loaded, made = app.plan(kept, run, logical_date, chosen(app.options, given), ask=ask_dbt)
     made = with_durations(kept, loaded, made)
     if output == "json":
-        click.echo(documents.dump(documents.plan(made, loaded.state)))
+        echo(documents.dump(documents.plan(made, loaded.state)))
         return
     from .render import tables
 
-    click.echo(tables.plan(made, loaded.state, loaded.graph))
+    echo(tables.plan(made, loaded.state, loaded.graph))
 
 
 @cli.command()
 @click.argument("run", default="latest-failed")
 @planning_options
+@on_option
+@patience_options("--attempts", "With --on: at most N retries.  [default: 3]")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @output_option
 @click.pass_context
@@ -356,10 +395,18 @@ def retry(
     output: str,
     dry_run: bool,
     logical_date: str | None,
+    on: tuple[str, ...],
+    attempts: int | None,
+    backoff: float | None,
     **given: Any,
 ) -> None:
-    """Run again what has to be, archive the attempt, and say whether the run is now whole."""
-    from .carry_out import refused, retry
+    """Run again what has to be, archive the attempt, and say whether the run is now whole.
+
+    With --on it goes on while all failures are of these classes; one of another class stops it at
+    once (exit 1, dbt is not started).
+    """
+    from .carry_out import Retried, refused, retry
+    from .insist import insist
     from .latest import keep_latest
     from .render import documents, tables
 
@@ -369,30 +416,38 @@ def retry(
         )
         return
     app: App = context.obj
+    again = patience(on, attempts, backoff)
     options = chosen(app.options, given)
-    kept = app.archive()
+    kept = app.archive(check=False)
     app.deliver(kept)
-    loaded, made = app.plan(kept, run, logical_date, options, ask=True)
-    for warning in made.warnings:
-        if not warning.flag or warning.allowed:
-            app.say(f"note: {warning.message}")
+    kept.check()
+    seen: list[LoadedRun] = []
+
+    def look() -> tuple[LoadedRun, Plan]:
+        if seen:  # the same run as before, read afresh
+            found = app.plan(app.archive(), seen[0].place.run_id, None, options, ask=True)
+        else:
+            found = app.plan(kept, run, logical_date, options, ask=True)
+        seen.append(found[0])
+        return found
+
+    def once(loaded: LoadedRun, made: Plan) -> Retried:
+        for warning in made.warnings:
+            if not warning.flag or warning.allowed:
+                app.say(f"note: {warning.message}")
+        screen = sys.stderr if output == "json" else None
+        return retry(app.where(kept), loaded, made, options, dbt=app.options["dbt"], stdout=screen)
+
     try:
-        done = retry(
-            app.where(kept),
-            loaded,
-            made,
-            options,
-            dbt=app.options["dbt"],
-            stdout=sys.stderr if output == "json" else None,
-        )
+        done = insist(look, once, again, app.say) if again else once(*look())
     except RefusedError:
-        if output == "json":
-            click.echo(documents.dump(documents.retried(refused(loaded))))
+        if output == "json" and seen:
+            echo(documents.dump(documents.retried(refused(seen[-1]))))
         raise
-    click.echo(
+    echo(
         documents.dump(documents.retried(done))
         if output == "json"
-        else tables.outcome(done, loaded.graph)
+        else tables.outcome(done, seen[-1].graph)
     )
     if done.outcome in ("recovered", "already_complete") and not done.elsewhere:
         keep_latest(kept, done.run_id, app.pipelines(), app.say)
@@ -411,7 +466,7 @@ def fetch(app: App, run: str, to: str, logical_date: str) -> None:
     kept = app.archive()
     loaded = app.load(kept, run, logical_date)
     fetch(kept, loaded, Path(to), app.project(), os.environ)
-    click.echo(f"wrote {to}: manifest.json and run_results.json of run {loaded.place.run_id}")
+    echo(f"wrote {to}: manifest.json and run_results.json of run {loaded.place.run_id}")
 
 
 @cli.command()
@@ -424,7 +479,7 @@ def demo(app: App, keep: str | None) -> None:
     sys.exit(run_demo(click.echo, keep=Path(keep) if keep else None, dbt_path=app.options["dbt"]))
 
 
-for _command in UPKEEP:
+for _command in (*UPKEEP, *TELLING):
     cli.add_command(_command)
 
 
@@ -456,9 +511,9 @@ def run() -> None:
         exc.show()
         sys.exit(exc.exit_code)
     except RecoverError as exc:
-        click.echo(f"dbt-recover: {exc.message}", err=True)
+        echo(f"dbt-recover: {exc.message}", err=True)
         if exc.hint:
-            click.echo(f"  {exc.hint}", err=True)
+            echo(f"  {exc.hint}", err=True)
         sys.exit(exc.exit_code)
     except BrokenPipeError:
         # `dbt-recover runs | head`: nobody reads on, which is fine.

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from .insist import Patience
     from .recover import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# All but line ends and tabs: they move a terminal's cursor, colour it, rename its window.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line or more. What others wrote (run ids, messages of a warehouse) does not get to
+    control the terminal; JSON stays the same JSON."""
+    click.echo(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text), err=err)
+
+
+def run_id_option(function: F) -> F:
+    """--run-id. An id is one line."""
+
+    def checked(_context: click.Context, _option: click.Parameter, value: str) -> str:
+        if not value.isprintable():
+            raise click.BadParameter(f"{value!r} has characters that cannot be printed")
+        return value
+
+    return click.option(
+        "--run-id",
+        default="",
+        callback=checked,
+        help="The run it belongs to.  [default: Airflow's, or a new one]",
+    )(function)
 
 
 def output_option(function: F) -> F:
@@ -40,7 +67,7 @@ def planning_options(function: F) -> F:
         click.option(
             "--exclude", multiple=True, metavar="SELECTION", help="Not these of the plan."
         ),
-        click.option("--vars", "variables", metavar="YAML", help="Laid over the run's own vars."),
+        click.option("--vars", metavar="YAML", help="Laid over the run's own vars."),
         click.option("--target", metavar="NAME", help="Instead of the run's target."),
         click.option("--profile", metavar="NAME", help="Instead of the run's profile."),
         click.option("--threads", type=click.IntRange(1), help="Instead of the run's threads."),
@@ -63,6 +90,11 @@ def planning_options(function: F) -> F:
         click.option("--allow-other-target", is_flag=True, help="Go on in another target."),
         click.option(
             "--allow-unknown-scope", is_flag=True, help="Go on though more may be left undone."
+        ),
+        click.option(
+            "--allow-unknown-settings",
+            is_flag=True,
+            help="Go on with the vars, target and full refresh typed here (dbt v2 without exec).",
         ),
         click.option(
             "--allow-older-run", is_flag=True, help="Go on though a later run has built the same."
@@ -93,7 +125,7 @@ def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
         select=tuple(w for s in given["select"] for w in s.split()),
         exclude=tuple(w for s in given["exclude"] for w in s.split()),
         overrides=Overrides(
-            vars=_parsed(given["variables"]),
+            vars=_parsed(given["vars"]),
             target=given["target"] or "",
             profile=given["profile"] or "",
             threads=given["threads"],
@@ -104,4 +136,47 @@ def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
         ),
         ignore_failed_hooks=given["ignore_failed_hooks"],
         **{k: v for k, v in given.items() if k.startswith("allow_")},
+    )
+
+
+def on_option(function: F) -> F:
+    """Which classes of failure are retried again and again."""
+    classes = ("transient", "timeout", "permission", "code", "data", "quota", "unknown")
+    return click.option(
+        "--on",
+        multiple=True,
+        type=click.Choice(classes),
+        help="Retry again and again, and only while every failure is of this class.",
+    )(function)
+
+
+def patience_options(name: str, about: str) -> Callable[[F], F]:
+    """How often, by an option of this name, and with what pause."""
+
+    def add(function: F) -> F:
+        function = click.option(
+            "--backoff",
+            type=click.FloatRange(0),
+            metavar="S",
+            help="Seconds before the next of several retries; doubles each time, up to 15 minutes, "
+            "half more or less by chance.  [default: 30]",
+        )(function)
+        return click.option(name, type=click.IntRange(1), metavar="N", help=about)(function)
+
+    return add
+
+
+def patience(on: tuple[str, ...], attempts: int | None, backoff: float | None) -> Patience | None:
+    """None if nothing is to be retried again and again."""
+    from .errors import UsageError
+    from .insist import BACKOFF_SECONDS, Patience
+
+    if not on and attempts is not None:
+        raise UsageError("--attempts says how often, and not what: add --on transient")
+    if not on:
+        return None
+    return Patience(
+        frozenset(on),
+        attempts or Patience.attempts,
+        BACKOFF_SECONDS if backoff is None else backoff,
     )

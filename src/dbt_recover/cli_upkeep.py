@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .cli_options import echo
+
 if TYPE_CHECKING:
     from .cli import App
 
@@ -53,9 +55,7 @@ def verify(app: App, run: str, sample: int | None, seed: int | None, output: str
     today = datetime.now(timezone.utc).toordinal()
     report = verify(archive, run=place, sample=sample, seed=today if seed is None else seed)
     as_json = output == "json"
-    click.echo(
-        documents.dump(upkeep.verified_document(report)) if as_json else upkeep.verified(report)
-    )
+    echo(documents.dump(upkeep.verified_document(report)) if as_json else upkeep.verified(report))
     sys.exit(report.exit_code)
 
 
@@ -85,7 +85,7 @@ def prune(app: App, /, yes: bool, output: str, **policy: Any) -> None:
     archive = app.archive()
     plan = plan_prune(archive, wanted, datetime.now(timezone.utc))
     done = prune(archive, plan) if yes else None
-    click.echo(
+    echo(
         documents.dump(upkeep.pruned_document(plan, done))
         if output == "json"
         else upkeep.pruned(plan, done, archive.url)
@@ -101,7 +101,7 @@ def unlock(app: App, run: str) -> None:
 
     archive = app.archive()
     place = archive.resolve(run)
-    click.echo(f"unlocked run {place.run_id}, which was held by {unlock(archive, place)}")
+    echo(f"unlocked run {place.run_id}, which was held by {unlock(archive, place)}")
 
 
 @click.command()
@@ -122,9 +122,7 @@ def doctor(app: App, output: str) -> None:
     )
     found = examine(around)
     as_json = output == "json"
-    click.echo(
-        documents.dump(upkeep.examined_document(found)) if as_json else upkeep.examined(found)
-    )
+    echo(documents.dump(upkeep.examined_document(found)) if as_json else upkeep.examined(found))
     sys.exit(found.exit_code)
 
 

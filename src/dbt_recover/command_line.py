@@ -122,6 +122,8 @@ class Option:
     joined: tuple[str, ...] = ()
     """What `size` short flags were typed as together: -xs a."""
     size: int = 1
+    early: bool = False
+    """Typed before the command: `dbt --quiet build`."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,13 @@ class DbtCommand:
                 else:
                     rest.append(word)
             else:
-                # Before the command has come, a word that is one is no value.
+                # Before the command has come, a word that is one ends a list of values.
                 limit = len(words) if command else _first_command(words)
+                if not command and limit == 0 and _takes_one(word):
+                    limit = 1  # a target can be called `test`
                 following = words[:limit]
-                options += _options(word, following)
+                found = _options(word, following)
+                options += [replace(o, early=True) for o in found] if not command else found
                 words = following + words[limit:]
         return cls(launcher, command, tuple(options), tuple(rest))
 
@@ -188,15 +193,17 @@ class DbtCommand:
 
     def argv(self) -> list[str]:
         """Back to words."""
-        typed: list[str] = []
+        early: list[str] = []
+        late: list[str] = []
         at = 0
         while at < len(self.options):
             option = self.options[at]
             group = self.options[at : at + option.size]
             whole = len(group) == option.size > 1 and all(o.joined == option.joined for o in group)
-            typed += option.joined if whole else option.typed
+            (early if option.early else late).extend(option.joined if whole else option.typed)
             at += option.size if whole else 1
-        return [*self.launcher, *([self.command] if self.command else []), *self.rest, *typed]
+        command = [self.command] if self.command else []
+        return [*self.launcher, *early, *command, *self.rest, *late]
 
     def args(self) -> dict[str, Any]:
         """The part of dbt's own `args` (run_results.json) that a retry needs, read from the words.
@@ -236,6 +243,13 @@ class DbtCommand:
 
 def _first_command(words: list[str]) -> int:
     return next((at for at, word in enumerate(words) if word in COMMANDS), len(words))
+
+
+def _takes_one(word: str) -> bool:
+    """Whether the next word is the value of this flag, whatever it looks like."""
+    if word.startswith("--"):
+        return "=" not in word and word in _VALUED
+    return len(word) == 2 and _SHORT.get(word) in _VALUED
 
 
 def _options(word: str, following: list[str]) -> list[Option]:
@@ -314,6 +328,44 @@ def parse_vars(text: str) -> dict[str, Any]:
             f"--vars must be a mapping: {text[:80]!r}", hint="""write --vars '{"key": "value"}'"""
         )
     return {str(k): v for k, v in value.items()}
+
+
+_TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
+_ENVIRONMENT_FLAGS = frozenset(
+    {"full_refresh", "empty", "fail_fast", "favor_state", "defer", "store_failures", "warn_error"}
+)
+_ENVIRONMENT_LISTS = frozenset({"resource_types", "exclude_resource_types"})
+_ENVIRONMENT_TEXTS = frozenset(
+    {"target", "profile", "indirect_selection", "event_time_start", "event_time_end", "sample"}
+    | {"state", "defer_state"}
+)
+_IN_PROJECT = frozenset({"fail_fast", "warn_error", "indirect_selection"})
+
+
+def surrounding_args(environ: Mapping[str, str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the environment (DBT_FULL_REFRESH=1, ...), or else `flags:` of dbt_project.yml, adds to
+    the args of a command; what is typed goes before it. Names: dbt/cli/params.py."""
+    found = {k: v for k, v in flags.items() if k in _IN_PROJECT and v not in (None, False, "")}
+    for name in _ENVIRONMENT_FLAGS | _ENVIRONMENT_LISTS | _ENVIRONMENT_TEXTS:
+        text = next((environ[v] for v in _variables(name) if environ.get(v)), "")
+        if not text:
+            continue
+        if name in _ENVIRONMENT_FLAGS:
+            found[name] = text.strip().lower() in _TRUE
+        else:
+            found[name] = text.split() if name in _ENVIRONMENT_LISTS else text
+    return found
+
+
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what `surrounding_args` reads: the command says it."""
+    names = _ENVIRONMENT_FLAGS | _ENVIRONMENT_LISTS | _ENVIRONMENT_TEXTS
+    gone = {v for name in names for v in _variables(name)}
+    return {k: v for k, v in environ.items() if k not in gone}
+
+
+def _variables(name: str) -> tuple[str, str]:
+    return f"DBT_ENGINE_{name.upper()}", f"DBT_{name.upper()}"
 
 
 STARS = "*****"

@@ -147,7 +147,7 @@ def _typed(name: str, value: Any) -> Any:
         return value.lower() in ("true", "1", "yes")
     if name in ("max_attempts", "connect_timeout", "read_timeout"):
         try:
-            return int(value)
+            return int(value) if name == "max_attempts" else float(value)
         except ValueError:
             raise UsageError(f"S3 option {name} is a number, not {value!r}") from None
     return value

@@ -2,8 +2,8 @@
 
 dbt runs in a process group of its own, so that a SIGTERM sent to ours (Airflow's BashOperator
 sends it to the whole group) does not kill it before it could cancel its queries. The first SIGINT
-or SIGTERM we get is passed on as SIGINT, a second one, or a grace that ran out, kills. If we die,
-the kernel interrupts dbt (Linux): a dbt that nobody records does not go on.
+or SIGTERM we get is passed on as SIGINT, a second one, or a grace that ran out, kills. If we die
+without a word, a guard interrupts dbt: a dbt that nobody records does not go on.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from .errors import DbtError
+from .interrupts import GRACE_SECONDS, Interrupts
 
-GRACE_SECONDS = 20.0
-"""How long an interrupted dbt may take to cancel its queries before it is killed."""
-
-_PR_SET_PDEATHSIG = 1
+# Reads a pipe whose other end only we hold. At a word from us it leaves; when the pipe ends without
+# one, we have died: dbt gets one SIGINT (a second one within milliseconds can leave dbt 1.11
+# hanging in its ROLLBACK), and SIGKILL if it is still there after a while. A shell: half a
+# megabyte, while a prctl(PR_SET_PDEATHSIG) signals once per thread of the dying parent.
+_GUARD = """
+read -r word && exit
+kill -s INT -- "-$1" || exit
+n=0
+while [ $n -lt "$2" ] && kill -s 0 -- "-$1"; do sleep 1; n=$((n + 1)); done
+kill -s KILL -- "-$1"
+"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def check_executable(name: str, environ: Mapping[str, str], cwd: Path) -> None:
 
 def run(
     argv: Sequence[str],
+    interrupts: Interrupts,
     *,
     env: Mapping[str, str],
     cwd: Path,
@@ -81,34 +89,61 @@ def run(
     `keep_going` is called several times a second; when it returns False dbt is interrupted.
     DbtError if it cannot be started.
     """
-    with _Signals() as signals:
-        try:
-            process = subprocess.Popen(
-                argv,
-                env=dict(env),
-                cwd=cwd,
-                stdout=stdout,
-                # Runs before any other thread of ours takes a lock: the recorder only reads files.
-                preexec_fn=_child_setup(os.getpid()),  # noqa: PLW1509
-            )
-        except OSError as exc:
-            raise DbtError(
-                f"cannot start {argv[0]}: {exc.strerror}",
-                hint="check the command after `--`, or --dbt PATH",
-            ) from exc
-        signals.target = process.pid
+    try:
+        process = subprocess.Popen(
+            argv,
+            env=dict(env),
+            cwd=cwd,
+            stdout=stdout,
+            # Only a system call; Popen has `process_group` from Python 3.11 on.
+            preexec_fn=_own_group,  # noqa: PLW1509
+        )
+    except OSError as exc:
+        raise DbtError(
+            f"cannot start {argv[0]}: {exc.strerror}",
+            hint="check the command after `--`, or --dbt PATH",
+        ) from exc
+    with _guarded(process.pid):
+        interrupts.watch(process.pid)
         on_start(process.pid)
-        if signals.received:
-            signals.interrupt()
         while True:
             try:
                 process.wait(timeout=0.2)
                 break
             except subprocess.TimeoutExpired:
-                signals.enforce()
+                interrupts.enforce()
                 if not keep_going():
-                    signals.interrupt()
-        return Ended(process.returncode, signals.received, signals.killed)
+                    interrupts.stop_dbt()
+        ended = Ended(process.returncode, interrupts.received, interrupts.killed)
+        interrupts.watch(0)
+    return ended
+
+
+def _own_group() -> None:
+    os.setpgid(0, 0)
+    # It is what we interrupt dbt with, and started with `&` in a script we ignore it ourselves.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def _guarded(group: int) -> Iterator[None]:
+    """Have dbt's process group interrupted if the block is left by an error or by our death."""
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "dbt-recover-guard", str(group), str(int(GRACE_SECONDS))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # What is sent to our group, or typed on our terminal, is not for it.
+        start_new_session=True,
+    )
+    assert guard.stdin is not None
+    try:
+        yield
+    except BaseException:
+        guard.stdin.close()
+        raise
+    with suppress(BrokenPipeError):
+        guard.communicate(b"done\n")
 
 
 def capture(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> str:
@@ -122,69 +157,3 @@ def capture(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = N
     if done.returncode != 0:
         raise DbtError(f"{argv[0]} failed: {done.stderr.strip()[-500:]}")
     return done.stdout
-
-
-def _child_setup(parent: int) -> Callable[[], None]:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-    def setup() -> None:
-        os.setpgid(0, 0)
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    return setup
-
-
-class _Signals:
-    """Passes SIGINT and SIGTERM on to dbt while it runs."""
-
-    def __init__(self) -> None:
-        self.target = 0
-        self.received = 0
-        self.killed = False
-        self._deadline: float | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        first = not self.received
-        self.received = self.received or number
-        if not self.target:
-            return
-        if first:
-            self.interrupt()
-        else:
-            self._kill()
-
-    def interrupt(self) -> None:
-        """Ask dbt to stop, once."""
-        if self._deadline is None:
-            self._deadline = time.monotonic() + GRACE_SECONDS
-            self._send(signal.SIGINT)
-
-    def enforce(self) -> None:
-        """Kill a dbt that was asked to stop and did not."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self._kill()
-
-    def _kill(self) -> None:
-        self.killed = True
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: int) -> None:
-        try:
-            os.killpg(self.target, number)
-        except ProcessLookupError:
-            return

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import dbt
 from .errors import DbtError, UsageError
+from .interrupts import Interrupts
 
 Echo = Callable[[str], None]
 
@@ -89,7 +90,8 @@ class _Story:
         self.echo(f"$ dbt-recover {' '.join(words)}")
         self._flush()
         argv = [sys.executable, "-m", "dbt_recover.cli", *words]
-        return dbt.run(argv, env=self.environ, cwd=self.project).exit_code
+        with Interrupts() as interrupts:
+            return dbt.run(argv, interrupts, env=self.environ, cwd=self.project).exit_code
 
     def _mend(self, project: Path) -> None:
         mended = project / "mended"
@@ -102,7 +104,9 @@ class _Story:
         shutil.copytree(self.project, self.clean, ignore=junk)
         self.echo("$ dbt --quiet build   # in a fresh copy, on an empty database")
         self._flush()
-        dbt.run([self.dbt, "--quiet", "build"], env=self.environ, cwd=self.clean)
+        with Interrupts() as interrupts:
+            argv = [self.dbt, "--quiet", "build"]
+            dbt.run(argv, interrupts, env=self.environ, cwd=self.clean)
         tables = compare(self.dbt, self.project / _DATABASE, self.clean / _DATABASE, self.environ)
         differing = [name for name, equal in tables.items() if not equal]
         if differing or not tables:

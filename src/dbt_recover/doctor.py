@@ -20,10 +20,10 @@ from .checkout import Project
 from .errors import DbtError, NotFoundError, RecoverError, StorageError
 from .foreign import own
 from .machine import process_lives, this_machine
+from .model import as_word
 from .prune import is_live, leases
 from .publish import find_spools
 from .storage.base import PreconditionFailed, Storage
-from .storage.local import LocalStorage
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -182,7 +182,7 @@ def _clocks(storage: Storage, key: str) -> Iterator[Check]:
             StorageError.exit_code,
         )
         return
-    ahead = _ahead(storage, key)
+    ahead = _ahead(storage)
     if ahead is None:
         yield Check("clock", OK, f"the store's own: a new object is {stat.age:.0f} s old")
     elif abs(ahead) > _SKEW_SECONDS:
@@ -196,11 +196,8 @@ def _clocks(storage: Storage, key: str) -> Iterator[Check]:
         yield Check("clock", OK, f"within {_SKEW_SECONDS:.0f} s of the store's")
 
 
-def _ahead(storage: Storage, key: str) -> float | None:
+def _ahead(storage: Storage) -> float | None:
     """Seconds by which this machine's clock is ahead of the store's; None if it cannot be told."""
-    if isinstance(storage, LocalStorage):
-        # On a network disk the file's time is the server's.
-        return time.time() - (storage.root / key).stat().st_mtime
     clock: Callable[[], float] | None = getattr(storage, "clock", None)
     return time.time() - clock() if clock is not None else None
 
@@ -240,10 +237,10 @@ def _leases(archive: Archive) -> Iterator[Check]:
         run_id = layout.decode_id(part)
         if is_live(holder, age):
             what = f"run {run_id} is being retried by {holder.holder}"
-            mend = f"wait; if it is gone for good: dbt-recover unlock {run_id}"
+            mend = f"wait; if it is gone for good: dbt-recover unlock {as_word(run_id)}"
         else:
             what = f"run {run_id}: {holder.holder} was stopped while it retried it"
-            mend = f"nothing: dbt-recover retry {run_id} takes over"
+            mend = f"nothing: dbt-recover retry {as_word(run_id)} takes over"
         yield Check("leases", WARN, f"{what} (last sign of life {age:.0f} s ago)", mend)
     if not found:
         yield Check("leases", OK, "none held")
@@ -317,6 +314,9 @@ def _project(around: Surroundings, archive: Archive | None) -> Iterator[Check]:
 
 
 def _matching(project: Project, archive: Archive | None) -> Check:
+    if not project.name:
+        what = f"{project.root}/dbt_project.yml cannot be read"
+        return Check("project", FAIL, what, "dbt parse says what is wrong with it")
     what = f"{project.name} in {project.root}"
     recorded = _latest_project(archive) if archive is not None else ""
     if recorded and recorded != project.name:

@@ -62,10 +62,7 @@ def put_together(
             ),
         )
     )
-    code = ended.exit_code if ended else None
-    complete = is_complete(
-        code, ended.interrupted if ended else 0, own is not None, journal, results
-    )
+    complete = is_complete(ended, own is not None, journal, results)
     base = recorder.invocation
     invocation = msgspec.structs.replace(
         base,
@@ -76,8 +73,8 @@ def put_together(
         adapter_type=journal.adapter_type,
         target=journal.target,
         ended=now() if ended else journal.last,
-        exit_code=code,
-        end=_end(ended),
+        exit_code=ended.exit_code if ended else None,
+        end=_end(ended, complete),
         node_count=journal.node_count,
     )
     commit = Commit(
@@ -110,29 +107,30 @@ def _args(recorded: dict[str, Any], invocation: Invocation) -> dict[str, Any]:
     return args
 
 
-def _end(ended: dbt.Ended | None) -> str:
+def _end(ended: dbt.Ended | None, complete: bool) -> str:
     if ended is None:
         return "lost"
     if ended.killed or ended.exit_code < 0:
         return "killed"
-    return "interrupted" if ended.interrupted else "exit"
+    return "interrupted" if ended.interrupted and not complete else "exit"
 
 
 def is_complete(
-    code: int | None,
-    interrupted: int,
+    ended: dbt.Ended | None,
     has_results: bool,
     journal: Journal,
     results: Mapping[str, NodeResult],
 ) -> bool:
     """Whether dbt came to its own end and recorded every node it had selected."""
+    if ended is None or ended.exit_code not in (0, 1):
+        return False
+    if ended.interrupted and ended.exit_code and journal.dbt_version.startswith("2"):
+        return False  # dbt v2 that was interrupted records all nodes, as errors, and exits with 1
     nodes = sum(1 for uid in results if not uid.startswith("operation."))
-    return (
-        code in (0, 1)
-        and not interrupted
-        and has_results
-        and (journal.node_count is None or nodes >= journal.node_count)
-    )
+    if has_results:
+        return journal.node_count is None or nodes >= journal.node_count
+    # With --no-write-json the journal is all there is.
+    return journal.ended and journal.node_count is not None and nodes >= journal.node_count
 
 
 def merge_results(recorded: Mapping[str, NodeResult], journal: Journal) -> dict[str, NodeResult]:
@@ -145,7 +143,7 @@ def merge_results(recorded: Mapping[str, NodeResult], journal: Journal) -> dict[
         doubtful = {SKIPPED, "error"} if journal.dbt_version.startswith("2") else {SKIPPED}
         if result.status in doubtful and seen is not None and seen.status in SUCCESSES:
             continue
-        merged[uid] = result
+        merged[uid] = journal.with_query(result)
     return merged
 
 

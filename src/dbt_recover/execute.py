@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
+import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,22 +17,33 @@ import msgspec
 
 from . import checkout, dbt, journal_v2
 from .clock import after
-from .command_line import COMMANDS, RUNNING, DbtCommand, scrub, scrubbed, secret_values
+from .command_line import (
+    COMMANDS,
+    RUNNING,
+    DbtCommand,
+    scrub,
+    scrubbed,
+    secret_values,
+    surrounding_args,
+)
 from .context import Identity, Where, own_version
-from .errors import DbtError, LockedError, RecoverError
+from .errors import DbtError, LockedError, RecoverError, StorageError
 from .evidence import put_together
+from .interrupts import Interrupts
 from .latest import keep_latest
-from .leftovers import deliver_leftovers, spool_home
+from .leftovers import deliver_leftovers, spool_home, temporary_home
 from .machine import process_mark, this_machine
 from .model import (
     Invocation,
     Recorded,
     RunInfo,
 )
+from .profiles import check_variables
 from .publish import AlreadyArchived, Publication, Spool, SpoolState
+from .query_tag import query_tag
 from .recorder import Recorder
 from .records import Commit, Verdict
-from .text_log import TextLog
+from .text_log import LogForm, TextLog
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,18 @@ class Task:
     """What is recorded instead of the real argv, whose selection means nothing to others."""
 
 
+class NotKept(StorageError):
+    """dbt has ended, and what it did could not be written down: a full disk."""
+
+    def __init__(self, message: str, ended: dbt.Ended) -> None:
+        super().__init__(
+            message,
+            hint="what had reached the archive before is known to it; make room, and look: "
+            "dbt-recover plan",
+        )
+        self.ended = ended
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a recorded invocation ended."""
@@ -60,12 +86,15 @@ class Outcome:
     ended: dbt.Ended
     recorded: Recorded
     run_id: str
+    delivered: bool = True
+    """Whether the archive has it."""
 
 
 def run_recorded(
     where: Where,
     argv: Sequence[str],
     identity: Identity,
+    interrupts: Interrupts,
     *,
     task: Task | None = None,
     stdout: IO[Any] | int | None = None,
@@ -76,8 +105,9 @@ def run_recorded(
     """
     gc.enable()  # the command line goes without; this can last for hours
     command = DbtCommand.parse(argv)
-    project = checkout.open_project(command, where.environ, where.cwd)
+    project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
     dbt.check_executable(command.launcher[0], where.environ, where.cwd)
+    check_variables(command, project, where.environ, where.cwd)
     home = spool_home(where, project)
     began = after(task.went_before if task else ())
     hidden = [*(task.secrets if task else ()), *secret_values(where.environ)]
@@ -89,7 +119,7 @@ def run_recorded(
         step=identity.step,
         argv=[scrub(w, hidden) for w in shown.argv()],
         command=shown.command,
-        args=scrubbed(shown.args(), hidden),
+        args=scrubbed({**_around(project, where.environ), **shown.args()}, hidden),
         project_name=project.name,
         began=began,
         host=socket.gethostname(),
@@ -108,43 +138,103 @@ def run_recorded(
         target_path=str(checkout.target_path(project, command, where.environ)),
     )
     _ignore_in_git(project)
-    spool = Spool.create(home, state)
+    spool = _new_spool(where, home, state)
     publication = Publication(where.archive, spool)
     recorder = Recorder(spool, publication, invocation, project)
-    recorder.text_log = TextLog(_text_log(project, command, where.environ))
+    recorder.text_log = TextLog(LogForm.asked_for(project, command, where.environ))
 
     def started(pid: int) -> None:
         publication.processes.append(process_mark(pid))
-        spool.save(msgspec.structs.replace(state, processes=publication.processes))
+        with suppress(OSError):  # a full disk is no reason to stop dbt
+            spool.save(msgspec.structs.replace(state, processes=publication.processes))
         recorder.start()  # only now: a process with threads is not to be forked
 
     try:
         ended = dbt.run(
             command.without(_LOG_FLAGS).argv(),
-            env={**where.environ, **_log_environment(recorder)},
+            interrupts,
+            env={**query_tag(invocation), **where.environ, **_log_environment(recorder)},
             cwd=where.cwd,
             stdout=stdout,
             keep_going=task.keep_going if task else lambda: True,
             on_start=started,
         )
     except DbtError:
-        recorder.stop()
+        recorder.stop(interrupts)
         spool.remove()
         raise
-    journal = recorder.stop()
-    commit, recorded = put_together(spool, recorder, journal, ended, state)
-    if task is not None:
-        _fenced(task, spool, home)
-        commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
-    spool.keep_commit(commit)
-    if ended.interrupted and recorder.trouble:
-        # Whoever interrupted us kills us soon; the archive has been out of reach all the while.
-        _say_kept(where, spool, recorder.trouble)
-        return Outcome(ended, recorded, commit.invocation.run.run_id)
-    run_id = _deliver(where, publication, commit)
-    if not ended.interrupted:
-        deliver_leftovers(where, home, quiet=True)
-    return Outcome(ended, recorded, run_id)
+    try:
+        journal = recorder.stop(interrupts)
+        _hand_over_telemetry(recorder, project, command, where.environ)
+        commit, recorded = put_together(spool, recorder, journal, ended, state)
+        if task is not None:
+            commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
+        spool.keep_commit(commit)
+    except OSError as exc:
+        raise NotKept(
+            f"the record of this dbt cannot be kept in {spool.path}: {exc}", ended
+        ) from exc
+    try:
+        run_id = _delivered(where, publication, commit, recorder, interrupts, task, home)
+    finally:
+        spool.release()
+    return Outcome(ended, recorded, run_id or commit.invocation.run.run_id, bool(run_id))
+
+
+def _delivered(
+    where: Where,
+    publication: Publication,
+    commit: Commit,
+    recorder: Recorder,
+    interrupts: Interrupts,
+    task: Task | None,
+    home: Path,
+) -> str:
+    """Bring the record to the archive, as long as there is time. Returns the run it is in, empty
+    if it is kept here; what that means is said. LockedError if the attempt must not be published.
+    """
+    trouble, found = recorder.trouble, []
+
+    def deliver() -> None:
+        if task is not None:
+            _fenced(task, publication.spool, home)
+        found.append(_publish(where, publication, commit))
+        if not interrupts.received:
+            deliver_leftovers(where, home, quiet=True)
+
+    # When we have to leave soon, an archive that has been out of reach all the while is not
+    # waited for once more.
+    if not (trouble and interrupts.received):
+        try:
+            done = interrupts.patiently(deliver)
+            trouble = "" if done or found else "it does not answer in time"
+        except LockedError:
+            raise
+        except RecoverError as exc:
+            trouble = exc.message
+    if trouble:
+        where.say(
+            f"dbt-recover: the archive cannot be written: {trouble}\n"
+            f"dbt-recover: the record is kept in {publication.spool.path}; the next exec or retry "
+            "delivers it, or: dbt-recover archive --resume"
+        )
+    return found[0] if found else ""
+
+
+def _new_spool(where: Where, home: Path, state: SpoolState) -> Spool:
+    try:
+        return Spool.create(home, state)
+    except StorageError as exc:
+        if home == temporary_home():
+            raise
+        spool = Spool.create(temporary_home(), state)
+        where.say(f"dbt-recover: {exc.message}; the record is kept in {spool.path} meanwhile")
+        return spool
+
+
+def _around(project: checkout.Project, environ: Mapping[str, str]) -> dict[str, Any]:
+    flags = project.settings.get("flags")
+    return surrounding_args(environ, flags if isinstance(flags, dict) else {})
 
 
 def _fenced(task: Task, spool: Spool, home: Path) -> None:
@@ -158,8 +248,31 @@ def _fenced(task: Task, spool: Spool, home: Path) -> None:
         raise LockedError(f"{exc.message}; its record is kept in {kept}", hint=exc.hint) from exc
 
 
-def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
-    """`exec`: returns dbt's exit code, as a shell would give it."""
+def _publish(where: Where, publication: Publication, commit: Commit) -> str:
+    run_id = commit.invocation.run.run_id
+    try:
+        where.archive.check(create=True)
+        publication.finish(commit)
+    except AlreadyArchived as exc:
+        where.say(f"dbt-recover: {exc.message}")
+        run_id = exc.run_id
+    publication.spool.remove()
+    return run_id
+
+
+@dataclass(frozen=True)
+class Exited:
+    """How `exec` ended."""
+
+    code: int
+    """dbt's, as a shell would give it."""
+    run_id: str = ""
+    """Empty if nothing was recorded."""
+    interrupted: bool = False
+
+
+def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exited:
+    """`exec`: run the command, recorded if it runs nodes."""
     command = DbtCommand.parse(argv)
     if command.command not in RUNNING:
         # deps, parse, docs, ...: no nodes, nothing to recover; run it as it is.
@@ -168,22 +281,37 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> int:
                 f"dbt-recover: {' '.join(argv)!r} is no dbt command that is known here: it is run, "
                 "and nothing is recorded"
             )
-        return _exit_code(dbt.run(argv, env=where.environ, cwd=where.cwd))
-    outcome = run_recorded(where, argv, identity)
-    code = _exit_code(outcome.ended)
-    if code == 0 and not identity.run_id:
-        # A command by itself is a whole run; of one of several steps only a retry can say so.
-        keep_latest(where.archive, outcome.run_id, (), where.say)
+        with Interrupts() as interrupts:
+            ended = dbt.run(argv, interrupts, env=where.environ, cwd=where.cwd)
+            return Exited(_exit_code(ended))
+    with Interrupts() as interrupts:
+        try:
+            outcome = run_recorded(where, argv, identity, interrupts)
+        except NotKept as exc:
+            where.say(f"dbt-recover: {exc.message}\n  {exc.hint}")
+            return Exited(_exit_code(exc.ended), interrupted=bool(interrupts.received))
+        code = _exit_code(outcome.ended)
+        if code == 0 and outcome.delivered and not identity.run_id and not interrupts.received:
+            # A command by itself is a whole run; of one of several steps only a retry can say so.
+            interrupts.patiently(lambda: keep_latest(where.archive, outcome.run_id, (), where.say))
     if code:
-        where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover plan")
-    return code
+        there = command.value("--project-dir")
+        there = f" --project-dir {shlex.quote(there)}" if there else ""
+        where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover{there} plan")
+    return Exited(code, outcome.run_id, bool(interrupts.received))
 
 
 def _exit_code(ended: dbt.Ended) -> int:
     return ended.exit_code if ended.exit_code >= 0 else 128 - ended.exit_code
 
 
-_LOG_FLAGS = ("--log-path", "--log-format-file", "--log-level-file", "--log-file-max-bytes")
+_LOG_FLAGS = (
+    "--otel-file-name",
+    "--log-path",
+    "--log-format-file",
+    "--log-level-file",
+    "--log-file-max-bytes",
+)
 
 
 def _log_environment(recorder: Recorder) -> dict[str, str]:
@@ -198,13 +326,20 @@ def _log_environment(recorder: Recorder) -> dict[str, str]:
     }
 
 
-def _text_log(
-    project: checkout.Project, command: DbtCommand, environ: Mapping[str, str]
-) -> Path | None:
-    level = command.value("--log-level-file") or environ.get("DBT_LOG_LEVEL_FILE") or ""
-    if level.lower() == "none":
-        return None
-    return checkout.log_path(project, command, environ) / "dbt.log"
+def _hand_over_telemetry(
+    recorder: Recorder,
+    project: checkout.Project,
+    command: DbtCommand,
+    environ: Mapping[str, str],
+) -> None:
+    """To where the user asked dbt v2 to write it; ours was read from another place."""
+    name = command.value("--otel-file-name") or environ.get("DBT_OTEL_FILE_NAME")
+    written = recorder.log_directory / journal_v2.FILE
+    if name and written.exists():
+        with suppress(OSError):
+            target = checkout.log_path(project, command, environ) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(written, target)
 
 
 def _ignore_in_git(project: checkout.Project) -> None:
@@ -216,27 +351,3 @@ def _ignore_in_git(project: checkout.Project) -> None:
             (home / ".gitignore").write_text("*\n")
     except OSError:
         return
-
-
-def _deliver(where: Where, publication: Publication, commit: Commit) -> str:
-    """Bring it to the archive; if that does not work, say where it is kept and how to go on."""
-    spool, run_id = publication.spool, commit.invocation.run.run_id
-    try:
-        where.archive.check(create=True)
-        publication.finish(commit)
-    except AlreadyArchived as exc:
-        where.say(f"dbt-recover: {exc.message}")
-        run_id = exc.run_id
-    except RecoverError as exc:
-        _say_kept(where, spool, exc.message)
-        return run_id
-    spool.remove()
-    return run_id
-
-
-def _say_kept(where: Where, spool: Spool, why: str) -> None:
-    where.say(
-        f"dbt-recover: the archive cannot be written: {why}\n"
-        f"dbt-recover: the record is kept in {spool.path}; the next exec delivers it, or: "
-        "dbt-recover archive --resume"
-    )

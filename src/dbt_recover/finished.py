@@ -23,7 +23,7 @@ from .model import (
     RunInfo,
     default_run_id,
 )
-from .publish import Publication, Spool, SpoolState
+from .publish import Publication, Spool, SpoolState, complete_listing
 from .records import Commit, Results
 from .restore import find_root
 from .scope import selected
@@ -67,12 +67,20 @@ def archive_finished(
         # Claimed by one who died before it was done: gone on with, in that run.
         identity = replace(identity, run_id=owner.run_id)
     if owner is not None and where.archive.has(owner, ran.invocation_id):
+        complete_listing(where.archive, owner, ran.invocation_id)
         where.say(f"dbt-recover: already archived, in run {owner.run_id}")
         return owner.run_id
     root = find_root(target.resolve())
     if root is not None:
-        graph.files = checkout.file_hashes(checkout.read_project(root), until=ran.generated_at)
+        graph.files = checkout.file_hashes(
+            checkout.read_project(root, for_dbt=True), until=ran.generated_at
+        )
     commit = finished_commit(ran, info.adapter_type, graph, identity)
+    if ran.dbt_version.startswith("2"):
+        where.say(
+            f"dbt-recover: dbt {ran.dbt_version} records no vars, target or selection, so a retry "
+            "will not know them; `dbt-recover exec -- dbt ...` does"
+        )
     with tempfile.TemporaryDirectory(prefix="dbt-recover-") as directory:
         spool = Spool.create(
             Path(directory),
@@ -92,8 +100,9 @@ def finished_commit(ran: RunResults, adapter_type: str, graph: Graph, identity: 
     began = ran.started_at
     run_id = identity.run_id or default_run_id(began, ran.invocation_id)
     command = str(ran.args.get("which") or ran.args.get("command") or "")
-    scope = selected(graph, ran.args, command)
-    # An interrupted dbt records only what it finished, and does not say that it was interrupted.
+    # An interrupted dbt records only what it finished, and does not say that it was interrupted;
+    # dbt v2 does not say what it was to select, but records all of that.
+    scope = None if ran.dbt_version.startswith("2") else selected(graph, ran.args, command)
     complete = scope is None or scope <= ran.results.keys()
     failed = any(r.status not in SUCCESSES for r in ran.results.values())
     invocation = Invocation(

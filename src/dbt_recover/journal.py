@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from .model import NodeResult
+from .model import FAILURES, NodeResult
 
 _WANTED = (
     b'"NodeStart"',
@@ -28,6 +28,9 @@ _WANTED = (
     b'"ArtifactWritten"',
     b'"CommandCompleted"',
     b'"AdapterRegistered"',
+    b'"LogHookStartLine"',
+    b'"LogHookEndLine"',
+    b'"Snowflake query id: ',
 )
 
 
@@ -35,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of the journal."""
 
     event: str
-    """invocation, start, finish, batch_start, batch_finish, artifact, end."""
+    """invocation, start, finish, batch_start, batch_finish, query, artifact, end."""
     invocation_id: str = ""
     at: str = ""
     node: str = ""
@@ -53,6 +56,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     target: str = ""
     node_count: int = 0
     success: bool | None = None
+    query_id: str = ""
+    """The warehouse's id of a query that failed, where the adapter says it."""
 
 
 class _Info(msgspec.Struct):
@@ -95,6 +100,7 @@ class _Data(msgspec.Struct):
     batch_index: int = 0
     total_batches: int = 0
     status: str = ""
+    execution_time: float = 0.0
     artifact_path: str = ""
     artifact_type: str = ""
     node_count: int = 0
@@ -102,6 +108,7 @@ class _Data(msgspec.Struct):
     version: str = ""
     adapter_name: str = ""
     success: bool | None = None
+    base_msg: str = ""
 
 
 _event = msgspec.json.Decoder(_Event, strict=False)
@@ -168,6 +175,15 @@ def _finish(info: _Info, data: _Data) -> Record | None:
     )
 
 
+def _query(info: _Info, data: _Data) -> Record | None:
+    """dbt-snowflake says the id of a query that failed here, and nowhere else."""
+    node = data.node_info
+    _, said, query_id = data.base_msg.partition("Snowflake query id: ")
+    if node is None or not node.unique_id or not said or query_id in ("", "None"):
+        return None
+    return Record("query", info.invocation_id, info.ts, node=node.unique_id, query_id=query_id)
+
+
 def _batch(info: _Info, data: _Data, event: str) -> Record | None:
     node = data.node_info
     if node is None or not data.description.startswith("batch "):
@@ -185,9 +201,28 @@ def _batch(info: _Info, data: _Data, event: str) -> Record | None:
     )
 
 
+def _hook(info: _Info, data: _Data) -> Record | None:
+    """on-run-start and on-run-end: dbt fires no NodeStart and NodeFinished for them."""
+    node = data.node_info
+    if node is None or not node.unique_id:
+        return None
+    if info.name == "LogHookStartLine":
+        return _start(info, data)
+    result = NodeResult(node.unique_id, data.status, execution_time=data.execution_time)
+    return Record(
+        "finish",
+        info.invocation_id,
+        info.ts,
+        node=node.unique_id,
+        started_at=node.node_started_at,
+        result=result,
+    )
+
+
 _MAKERS: dict[str, Callable[[_Info, _Data], Record | None]] = {
     "NodeStart": _start,
     "NodeFinished": _finish,
+    "AdapterEventDebug": _query,
     "LogStartBatch": lambda i, d: _batch(i, d, "batch_start"),
     "LogBatchResult": lambda i, d: _batch(i, d, "batch_finish"),
     "MainReportVersion": lambda i, d: Record(
@@ -202,6 +237,8 @@ _MAKERS: dict[str, Callable[[_Info, _Data], Record | None]] = {
     "ArtifactWritten": lambda i, d: Record(
         "artifact", i.invocation_id, i.ts, path=d.artifact_path, status=d.artifact_type
     ),
+    "LogHookStartLine": _hook,
+    "LogHookEndLine": _hook,
     "CommandCompleted": lambda i, d: Record("end", i.invocation_id, i.ts, success=d.success),
 }
 
@@ -229,6 +266,15 @@ class Journal:
     """Started, and no word of their end."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """dbt's artifact type -> path it was written to."""
+    queries: dict[str, str] = field(default_factory=dict)
+    """unique_id -> id of its last query that failed."""
+
+    def with_query(self, result: NodeResult) -> NodeResult:
+        """A failure with the id of the query that failed, where dbt's own record lacks it."""
+        query_id = self.queries.get(result.unique_id, "")
+        if result.query_id or not query_id or result.status not in FAILURES:
+            return result
+        return msgspec.structs.replace(result, query_id=query_id)
 
 
 @dataclass
@@ -243,6 +289,8 @@ class _Execution:
     first: tuple[int, str] | None = None
     """(index, label) of some batch, from which the others follow."""
     total: int = 0
+    query: tuple[str, str] = ("", "")
+    """(time, id) of the last query that failed."""
 
 
 def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
@@ -276,9 +324,11 @@ def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
                 journal.node_count = record.node_count
     in_flight = set()
     for uid, execution in nodes.items():
+        if execution.query[1]:
+            journal.queries[uid] = execution.query[1]
         result = _outcome(uid, execution)
         if result is not None:
-            journal.results[uid] = result
+            journal.results[uid] = journal.with_query(result)
         elif execution.starts:
             in_flight.add(uid)
     journal.in_flight = frozenset(in_flight)
@@ -290,6 +340,8 @@ def _node_record(execution: _Execution, record: Record) -> None:
         execution.starts.add(record.started_at)
     elif record.event == "finish" and record.result is not None:
         execution.finishes[record.started_at] = record.result
+    elif record.event == "query":
+        execution.query = max(execution.query, (record.at, record.query_id))
     elif record.event in ("batch_start", "batch_finish"):
         execution.batch_starts.add(record.started_at)
         execution.total = max(execution.total, record.batch_total)

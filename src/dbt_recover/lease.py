@@ -11,6 +11,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import msgspec
@@ -19,6 +20,7 @@ from .archive import Archive
 from .errors import DamagedError, LockedError, NotFoundError, StorageError
 from .layout import FORMAT_VERSION, RunPlace
 from .machine import process_lives, process_mark, this_machine, who
+from .model import as_word
 from .records import decode_record
 from .storage.base import MissingKey, PreconditionFailed
 
@@ -49,12 +51,15 @@ class Lease:
         self,
         archive: Archive,
         place: RunPlace,
+        patiently: Callable[[Callable[[], None]], object] = lambda release: release(),
         *,
         airflow_run: str = "",
         ttl: float = TTL_SECONDS,
     ) -> None:
         self._archive = archive
         self._place = place
+        self._patiently = patiently
+        """Releases it, or gives up: then it expires by itself."""
         self._ttl = ttl
         self._record = Holder(
             FORMAT_VERSION,
@@ -71,7 +76,9 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="dbt-recover-lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        """Take it. LockedError names the holder if it is taken."""
+        """Take it. LockedError names the holder if it is taken; StorageError if the store would
+        give it to two."""
+        self._archive.check_conditions()
         self._take()
         self._thread.start()
         return self
@@ -83,6 +90,9 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
+        self._patiently(self._release)
+
+    def _release(self) -> None:
         self._thread.join()
         if not self._lost:
             try:
@@ -104,7 +114,7 @@ class Lease:
             raise LockedError(
                 f"the lease on run {self._place.run_id} was lost ({why}): this attempt is not "
                 "published",
-                hint=f"see who is at work: dbt-recover show {self._place.run_id}",
+                hint=f"see who is at work: dbt-recover show {as_word(self._place.run_id)}",
             )
 
     def _take(self) -> None:
@@ -139,7 +149,7 @@ class Lease:
         except PreconditionFailed:
             raise LockedError(
                 f"run {self._place.run_id} was taken by another a moment ago",
-                hint=f"see who: dbt-recover retry {self._place.run_id}",
+                hint=f"see who: dbt-recover retry {as_word(self._place.run_id)}",
             ) from None
 
     def _renew(self) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import checkout
+from .archive import HEARTBEAT_LOST_AFTER
 from .context import Where
-from .errors import RecoverError, UsageError
+from .errors import DamagedError, RecoverError, StorageError, UsageError
 from .evidence import put_together
 from .journal import fold
 from .machine import process_lives, process_mark, this_machine
@@ -18,14 +21,21 @@ from .records import Commit
 
 
 def resume_spools(where: Where, project: checkout.Project | None) -> str:
-    """`archive --resume`: deliver what waits; says what was done."""
+    """`archive --resume`: deliver what waits; says what was done, and what still waits and why.
+    StorageError if that is for want of the archive."""
     if where.spool is None and project is None:
         raise UsageError("this is not a dbt project", hint="pass --spool DIR or --project-dir DIR")
     home = spool_home(where, project)
-    delivered = deliver_leftovers(where, home)
-    if not delivered:
-        return f"nothing waits in {home}"
-    return "delivered: " + ", ".join(f"run {r}" for r in delivered)
+    found = deliver_leftovers(where, home)
+    if found.failed:
+        last = found.failed[-1]
+        if isinstance(last, DamagedError):
+            raise last
+        count = len(found.failed)
+        raise StorageError(f"{count} still wait in {home}: {last.message}", hint=last.hint)
+    if found.delivered:
+        return "delivered: " + ", ".join(f"run {r}" for r in found.delivered)
+    return f"nothing waits in {home}" if not found.left else f"nothing to deliver in {home}"
 
 
 def spool_home(where: Where, project: checkout.Project | None) -> Path:
@@ -35,43 +45,68 @@ def spool_home(where: Where, project: checkout.Project | None) -> Path:
         return where.spool
     if project is not None and os.access(project.root, os.W_OK):
         return project.root / ".dbt-recover" / "spool"
+    return temporary_home()
+
+
+def temporary_home() -> Path:
+    """Where spools are kept that found no other place."""
     return Path(tempfile.gettempdir()) / f"dbt-recover-{os.getuid()}" / "spool"
 
 
-def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> list[str]:
+@dataclass
+class Delivery:
+    """What became of the spools that were found."""
+
+    delivered: list[str] = field(default_factory=list)
+    """Run ids."""
+    left: int = 0
+    """Not ours to deliver now."""
+    failed: list[RecoverError] = field(default_factory=list)
+
+
+def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> Delivery:
     """Bring to the archive what earlier recordings could not, and what died with its recorder.
-    Returns the run ids delivered."""
-    delivered = []
-    for spool in find_spools(home):
+    What cannot be delivered is said; one that is damaged does not stop the others."""
+    found = Delivery()
+
+    def say(text: str) -> None:
+        if not quiet:
+            where.say(f"dbt-recover: {text}")
+
+    for spool in [s for h in dict.fromkeys((home, temporary_home())) for s in find_spools(h)]:
         try:
             state = spool.state()
-            if state.archive != where.archive.url or _lives(state):
+            why = _not_ours(where, spool, state)
+            if why:
+                found.left += 1
+                say(f"{spool.path} is left: {why}")
                 continue
             commit = spool.commit() or _close(spool, state)
-            if commit is None:
-                spool.remove()
-                continue
             where.archive.check(create=True)
             done = Publication(where.archive, spool).finish(commit)
+            spool.remove()
+            found.delivered.append(done.invocation.run.run_id)
         except AlreadyArchived:
             spool.remove()
-            continue
         except RecoverError as exc:
-            if not quiet:
-                where.say(f"dbt-recover: {spool.path}: {exc.message}")
-            continue
-        spool.remove()
-        delivered.append(done.invocation.run.run_id)
-    return delivered
+            found.failed.append(exc)
+            if not quiet or isinstance(exc, DamagedError):
+                where.say(f"dbt-recover: {spool.path} still waits: {exc.message}")
+        except OSError as exc:
+            if spool.path.exists():
+                found.failed.append(StorageError(f"{spool.path} cannot be read: {exc}"))
+                say(f"{spool.path} still waits: {exc}")
+        finally:
+            spool.release()
+    return found
 
 
-def _close(spool: Spool, state: SpoolState) -> Commit | None:
-    """Write the commit that a recorder which was killed could not; None if dbt had said nothing."""
+def _close(spool: Spool, state: SpoolState) -> Commit:
+    """Write the commit that a recorder which was killed could not. dbt may have said nothing yet:
+    then all that is known is that the command was begun."""
     records = read_log(spool.path / "log", state.project_root)
-    if not records:
-        return None
     journal = fold(records)
-    project = checkout.read_project(Path(state.project_root))
+    project = checkout.read_project(Path(state.project_root), for_dbt=True)
     recorder = Recorder(spool, None, state.invocation, project)
     recorder.take_up(records)
     commit, _ = put_together(spool, recorder, journal, None, state)
@@ -79,9 +114,23 @@ def _close(spool: Spool, state: SpoolState) -> Commit | None:
     return commit
 
 
-def _lives(state: SpoolState) -> bool:
-    """Whether the recorder of this spool, or its dbt, may still be at work."""
+def _not_ours(where: Where, spool: Spool, state: SpoolState) -> str:
+    """Why this spool is not to be delivered now; empty if it is."""
+    if state.archive != where.archive.url:
+        return f"it is for another archive, {state.archive}"
+    if not spool.hold():
+        return "somebody is at work on it"
+    if spool.commit() is not None:
+        return ""  # all is decided: whoever can reach the archive may bring it there
     if state.invocation.machine != this_machine():
-        return True  # another machine's, on a shared disk: its to finish
+        # Another boot of this machine, a container that is gone, or, on a shared disk without
+        # locks, a machine that is at work.
+        silent = time.time() - max(p.stat().st_mtime for p in (spool.path, *_logs(spool)))
+        return "" if silent > HEARTBEAT_LOST_AFTER else "another machine wrote to it a moment ago"
     own = process_mark(os.getpid())
-    return any(process_lives(mark) for mark in state.processes if mark != own)
+    lives = any(process_lives(mark) for mark in state.processes if mark != own)
+    return "its dbt is still at work" if lives else ""
+
+
+def _logs(spool: Spool) -> list[Path]:
+    return [p for p in (spool.path / "log").glob("*") if p.is_file()]

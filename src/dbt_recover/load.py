@@ -188,15 +188,37 @@ def _intended(
     archive: Archive, record: Recorded, latest: Graph | None, asking: Asking | None
 ) -> frozenset[str] | None:
     invocation = record.invocation
-    if invocation.intended is not None:
-        return frozenset(invocation.intended)
     from .scope import selected
 
     graph = archive.graph(record) or latest
-    known = selected(graph, invocation.args, invocation.command) if graph is not None else None
+    known: frozenset[str] | None = None
+    if invocation.intended is not None:
+        known = frozenset(invocation.intended)
+    elif graph is not None:
+        known = selected(graph, invocation.args, invocation.command)
+        if known is not None and not _as_many(known, invocation.node_count, graph):
+            known = None
     if known is None and asking is not None:
         known = asking.scope(invocation)
+    if known is not None and graph is not None and known <= record.results.keys():
+        # All that was left to do is what comes after the last node.
+        last = (n for n in graph.nodes.values() if n.resource_type == "operation")
+        known |= {n.unique_id for n in last if "on-run-end" in n.tags}
     return known
+
+
+_ONLY_LISTED = frozenset({"exposure", "metric", "semantic_model", "saved_query"})
+
+
+def _as_many(known: frozenset[str], count: int | None, graph: Graph) -> bool:
+    """Whether these can be the nodes that dbt said it had selected so many of: a setting that was
+    not recorded would show here. dbt 1.10 and later count exposures too."""
+    if count is None:
+        return True
+    nodes = [graph.nodes[uid] for uid in known if uid in graph.nodes]
+    ours = sum(1 for n in nodes if n.materialized != "ephemeral")
+    listed = sum(1 for n in graph.nodes.values() if n.resource_type in _ONLY_LISTED)
+    return ours - listed <= count <= ours + listed
 
 
 def _unknown(invocation: Invocation) -> str:

@@ -5,6 +5,7 @@ durations are seconds. A status is an open string: dbt adds new ones.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,13 @@ NEVER_BEGAN = "never began"
 """`end` of a declared step that has no invocation."""
 IN_FLIGHT = "in flight"
 """Ours: started, and no word of its end; its query may have committed."""
+NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
+"""Beginnings of ids that dbt 1.10 and later list among the results, with nothing to execute."""
+
+
+def as_word(run_id: str) -> str:
+    """A run id as it is typed after a command: it can hold blanks and anything else."""
+    return shlex.quote(run_id)
 
 
 class NodeResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .command_line import RUNNING, DbtCommand
+from .command_line import RUNNING, SELECTION, DbtCommand
 from .errors import UsageError
 
 
@@ -100,9 +100,5 @@ def same_step(one: DbtCommand, other: DbtCommand) -> bool:
 
 
 def _shape(command: DbtCommand) -> tuple[str, tuple[str, ...]]:
-    chosen = sorted(
-        " ".join((o.name, *o.values))
-        for o in command.options
-        if o.name in ("--select", "--exclude", "--selector")
-    )
+    chosen = sorted(" ".join((o.name, *o.values)) for o in command.options if o.name in SELECTION)
     return command.command, tuple(chosen)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -211,6 +212,7 @@ def prune(archive: Archive, plan: Plan) -> Done:
     with ThreadPoolExecutor(_RUNS_AT_A_TIME) as pool:
         finished = sum(pool.map(lambda place: _finish(storage, place), plan.unfinished))
         ends = [*zip(dropped, pool.map(one, dropped), strict=True)]
+    _remove_dead_leases(storage)
     return Done(
         tuple(p.run_id for p in plan.unfinished)
         + tuple(run.run_id for run, end in ends if isinstance(end, int)),
@@ -232,6 +234,16 @@ def leases(storage: Storage) -> list[tuple[str, Holder, float]]:
         part = item.key.removeprefix("leases/").removesuffix(".json")
         found.append((part, holder, blob.age))
     return found
+
+
+def _remove_dead_leases(storage: Storage) -> None:
+    """Leases of holders that died: they hold nothing, and of a run that was removed nobody would
+    ever take one over. Damaged ones stay: `verify` names them."""
+    for item in storage.list("leases/"):
+        with suppress(MissingKey, DamagedError, PreconditionFailed):
+            blob = storage.read(item.key, max_bytes=MAX_RECORD)
+            if not is_live(decode(blob.data, item.key), blob.age):
+                storage.delete(item.key, if_match=blob.etag)
 
 
 def is_live(holder: Holder, age: float) -> bool:

@@ -7,10 +7,12 @@ by whoever finds it. So an archive that is out of reach costs nothing but time.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,14 @@ from .records import (
     RunPointer,
     SignOfLife,
     decode_record,
+    decompress,
     summarise,
 )
 from .storage.base import MissingKey, PreconditionFailed
 
 COMPRESSION_LEVEL = 3
+_GONE = "gone-"
+"""Begins the name of a spool that is being removed."""
 
 
 class AlreadyArchived(RefusedError):
@@ -59,24 +64,51 @@ class SpoolState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Spool:
-    """A local directory that holds one invocation until the archive has it."""
+    """A local directory that holds one invocation until the archive has it. Whoever works on it
+    holds its lock, which the kernel takes back when the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = -1
+
+    def hold(self) -> bool:
+        """Take the lock; False if another has it. A file system without locks has none to say
+        so."""
+        if self._lock >= 0:
+            return True
+        try:
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        except OSError:
+            return True
+        return True
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     @classmethod
     def create(cls, parent: Path, state: SpoolState) -> Spool:
         """A new one below parent. StorageError if it cannot be written."""
         spool = cls(parent / f"{os.getpid()}-{secrets.token_hex(4)}")
+        for gone in parent.glob(f"{_GONE}*"):
+            shutil.rmtree(gone, ignore_errors=True)
         try:
             (spool.path / "objects" / "journal").mkdir(parents=True, mode=0o700)
+            spool.hold()
+            spool.save(state)
         except OSError as exc:
+            spool.remove()
             raise StorageError(
                 f"cannot write {parent}: {exc.strerror}",
                 hint="dbt-recover keeps its journal there; make it writable or pass "
                 "--spool DIR (DBT_RECOVER_SPOOL)",
             ) from exc
-        spool.save(state)
         return spool
 
     def save(self, state: SpoolState) -> None:
@@ -125,9 +157,10 @@ class Spool:
         return Artifact(name, "", hashlib.sha256(data).hexdigest(), len(data), len(stored))
 
     def kept(self, name: str) -> Artifact:
-        """An object kept earlier, looked at again."""
-        stored = self.object_path(name + ".zst").read_bytes()
-        data = zstandard.ZstdDecompressor().decompress(stored)
+        """An object kept earlier, looked at again. DamagedError if it is not whole."""
+        path = self.object_path(name + ".zst")
+        stored = path.read_bytes()
+        data = decompress(stored, str(path), limit=1 << 40)
         return Artifact(name, "", hashlib.sha256(data).hexdigest(), len(data), len(stored))
 
     def keep_segment(self, number: int, records: list[Record]) -> None:
@@ -159,7 +192,14 @@ class Spool:
 
     def remove(self) -> None:
         """Forget it; the archive has all of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        # In one step no spool any more: half of one could not be delivered.
+        gone = self.path.with_name(_GONE + self.path.name)
+        try:
+            self.path.rename(gone)
+        except OSError:
+            gone = self.path
+        shutil.rmtree(gone, ignore_errors=True)
+        self.release()
 
 
 def _compress(data: bytes) -> bytes:
@@ -168,8 +208,12 @@ def _compress(data: bytes) -> bytes:
 
 def find_spools(parent: Path) -> list[Spool]:
     """Spools that somebody left, oldest first."""
-    found = [p.parent for p in parent.glob("*/spool.json")] if parent.is_dir() else []
-    return [Spool(p) for p in sorted(found, key=lambda p: (p / "spool.json").stat().st_mtime)]
+    found = []
+    for path in parent.glob("*/spool.json") if parent.is_dir() else ():
+        with suppress(OSError):  # another delivers and removes it right now
+            if not path.parent.name.startswith(_GONE):
+                found.append((path.stat().st_mtime, path.parent))
+    return [Spool(path) for _, path in sorted(found)]
 
 
 class Publication:
@@ -245,10 +289,16 @@ class Publication:
 
         AlreadyArchived if somebody else committed this invocation.
         """
+        before = set(self._sent)
         invocation = self.begin(commit.invocation)
         place = self.place
         assert place is not None
         ident = invocation.invocation_id
+        if before:
+            # Sent while dbt was at work, perhaps hours ago: is it still there?
+            there = {e.key for e in self.archive.storage.list(place.data(ident, ""))}
+            for name in [n for n in before if self._sent[n] not in there]:
+                del self._sent[name]
         artifacts = []
         for artifact in commit.artifacts:
             key = self.send(ident, artifact.name + ".zst")
@@ -262,6 +312,7 @@ class Publication:
             )
         except PreconditionFailed:
             if self.archive.commit_of(place, ident).nonce != commit.nonce:
+                complete_listing(self.archive, place, ident)
                 raise AlreadyArchived(ident, invocation.run.run_id) from None
         results = self._results()
         self._put(summarise(commit, results).key(place, ident), b"")
@@ -275,8 +326,7 @@ class Publication:
         path = self.spool.object_path("results.json.zst")
         if not path.exists():
             return None
-        data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
-        return msgspec.json.decode(data, type=Results)
+        return decode_record(decompress(path.read_bytes(), str(path)), Results, str(path))
 
     def _put(self, key: str, body: Any) -> None:
         try:
@@ -284,6 +334,15 @@ class Publication:
         except PreconditionFailed:
             # Ours from an earlier try, or the same from another worker: objects are written once.
             return
+
+
+def complete_listing(archive: Archive, place: RunPlace, invocation_id: str) -> None:
+    """Write what `runs` shows of a committed invocation, if its writer died before it could."""
+    prefix = place.records(invocation_id) + "~"
+    if next(archive.storage.list(prefix), None) is None:
+        key = archive.summary_of(place, invocation_id).key(place, invocation_id)
+        with suppress(PreconditionFailed):
+            archive.storage.write(key, b"", if_absent=True)
 
 
 def register_run(archive: Archive, run: RunInfo) -> RunInfo:

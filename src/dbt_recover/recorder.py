@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -19,11 +20,12 @@ import msgspec
 from . import checkout, journal_v2
 from .archive import HEARTBEAT_SECONDS
 from .errors import DamagedError, RecoverError
+from .interrupts import Interrupts
 from .journal import Journal, Record, fold, parse_event
 from .manifest import encode_graph, read_manifest
 from .model import Artifact, Invocation, default_run_id
 from .publish import AlreadyArchived, Publication, Spool
-from .text_log import TextLog
+from .text_log import LogForm, TextLog
 
 POLL_SECONDS = 0.2
 SEGMENT_SECONDS = 2.0
@@ -39,7 +41,7 @@ class Recorder:
     """None when what was recorded is only put together, later."""
     invocation: Invocation
     project: checkout.Project
-    text_log: TextLog = field(default_factory=lambda: TextLog(None))
+    text_log: TextLog = field(default_factory=lambda: TextLog(LogForm()))
     """Where dbt would have written its log."""
     records: list[Record] = field(default_factory=list)
     graph: Artifact | None = None
@@ -71,21 +73,22 @@ class Recorder:
     def take_up(self, records: list[Record]) -> None:
         """Go on from what a recorder that died had read."""
         self.records = records
-        self._dbt_id = records[0].invocation_id
-        early = self.spool.object_path("manifest.early.json.zst")
-        graph = self.spool.object_path("graph.json.zst")
-        if early.exists():
+        self._dbt_id = records[0].invocation_id if records else ""
+        # What is damaged is as good as not there: the rest can still be known.
+        with suppress(FileNotFoundError, DamagedError):
             self.early_manifest = self.spool.kept("manifest.early.json")
-        if graph.exists():
+        with suppress(FileNotFoundError, DamagedError):
             self.graph = self.spool.kept("graph.json")
         self._number = len(self.spool.segments())
         self._unsent = len(records)
 
-    def stop(self) -> Journal:
-        """Read to the end of the log and say what it holds."""
+    def stop(self, interrupts: Interrupts) -> Journal:
+        """Read to the end of the log and say what it holds. A request that is under way is waited
+        for as long as there is time."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._thread.is_alive() and not interrupts.join(self._thread):
+            # It can only send what has been kept; it does not touch the records any more.
+            self.trouble = "it does not answer in time"
         self._read(last=True)
         self._keep_segment()
         self.text_log.close()

@@ -11,7 +11,7 @@ import zstandard
 
 from .errors import DamagedError
 from .layout import FORMAT_VERSION, Summary
-from .model import SUCCESSES, Artifact, Invocation, NodeResult, RunInfo
+from .model import NEVER_EXECUTED, SUCCESSES, Artifact, Invocation, NodeResult, RunInfo
 
 _T = TypeVar("_T")
 
@@ -91,7 +91,8 @@ class InvocationPointer(msgspec.Struct, frozen=True):
 def summarise(commit: Commit, results: Results | None = None) -> Summary:
     """The listing's line for a commit; counts are 0 where the results are not at hand."""
     invocation = commit.invocation
-    nodes = results.results if results else []
+    found = results.results if results else []
+    nodes = [r for r in found if not r.unique_id.startswith(NEVER_EXECUTED)]
     bad = sum(1 for r in nodes if r.status not in SUCCESSES)
     ok = invocation.exit_code == 0 and commit.complete
     verdict = commit.verdict or Verdict(

@@ -15,9 +15,11 @@ from .archive import Archive
 from .context import Where
 from .errors import DbtError, UsageError
 from .graph import Graph
+from .interrupts import Interrupts
 from .load import Asking, LoadedRun
 from .model import SUCCESSES, Invocation
 from .plan import Changes, Plan, PlanWarning, Policy, make_plan, name_of
+from .profiles import check_variables
 from .restore import Overrides
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Options:
     allow_other_project: bool = False
     allow_other_target: bool = False
     allow_unknown_scope: bool = False
+    allow_unknown_settings: bool = False
     allow_older_run: bool = False
     ignore_failed_hooks: bool = False
 
@@ -93,7 +96,11 @@ def plan_run(
     plan = make_plan(run.state, run.origin, policy, changes, current)
     if not plan.nodes:
         return replace(plan, warnings=(*plan.warnings, *_unknown_scope(run, options)))
-    around = [*_surroundings(run, plan, options, project), *_undeclared(run, pipelines)]
+    around = [
+        *_surroundings(run, plan, options, project),
+        *_unknown_settings(run, plan, options),
+        *_undeclared(run, pipelines),
+    ]
     if archive is not None:
         around += _built_later(archive, run, plan, options)
     return replace(plan, warnings=(*plan.warnings, *around, *unparsed))
@@ -196,10 +203,16 @@ class Dbt:
         base = restored(invocation, self._overrides, launcher=(executable,), cwd=where.cwd)
         kept = [o for o in base.options if o.name in _PARSE_FLAGS]
         command = replace(base, command="parse", options=tuple(kept))
-        project = checkout.open_project(command, where.environ, where.cwd)
+        project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
+        check_variables(command, project, where.environ, where.cwd)
         # dbt's words belong on stderr here: stdout is the plan's.
-        ended = run_dbt(command.argv(), env=where.environ, cwd=where.cwd, stdout=sys.stderr)
+        with Interrupts() as interrupts:
+            ended = run_dbt(
+                command.argv(), interrupts, env=where.environ, cwd=where.cwd, stdout=sys.stderr
+            )
         path = checkout.target_path(project, command, where.environ) / "manifest.json"
+        if interrupts.received:
+            raise KeyboardInterrupt
         if ended.exit_code != 0 or not path.is_file():
             raise DbtError(
                 f"dbt could not parse the project (exit code {ended.exit_code})",
@@ -252,9 +265,29 @@ def _narrowed(graph: Graph, words: tuple[str, ...]) -> frozenset[str]:
 
 def _other_project(run: LoadedRun, project: checkout.Project | None) -> str:
     recorded = next((i.project_name for i in run.state.invocations if i.project_name), "")
-    if project is None or not recorded or project.name == recorded:
+    if project is None or not recorded or project.name in ("", recorded):
         return ""
     return f"this is dbt project {project.name!r}; the run was of {recorded!r}"
+
+
+def _unknown_settings(run: LoadedRun, plan: Plan, options: Options) -> list[PlanWarning]:
+    """dbt v2 writes hardly more than the command's name into run_results.json."""
+    for number in sorted({n.invocation for n in plan.nodes}):
+        invocation = run.state.invocations[number]
+        if invocation.argv or not invocation.dbt_version.startswith("2"):
+            continue  # recorded by exec, which knows what was typed; or dbt Core, which says it
+        if invocation.args.keys().isdisjoint({"vars", "target", "full_refresh"}):
+            return [
+                PlanWarning(
+                    "unknown_settings",
+                    f"dbt {invocation.dbt_version} was run without exec, and does not record which "
+                    "vars, target and --full-refresh it was given: the retry gives it none but "
+                    "those you type",
+                    "--allow-unknown-settings",
+                    options.allow_unknown_settings,
+                )
+            ]
+    return []
 
 
 def _unknown_scope(run: LoadedRun, options: Options) -> list[PlanWarning]:

@@ -74,7 +74,7 @@ def restored(
     command = original.without(SELECTION | PATHS | {"--vars", "--target", "--threads", "--profile"})
     command = replace(command, launcher=launcher, command="build", rest=())
     for key, flag in _TRUE_FLAGS.items():
-        if args.get(key) and not command.has(flag) and key != "defer":
+        if args.get(key) and not command.has(flag, flag.replace("--", "--no-", 1)):
             command = command.adding(flag)
     for key, flag in _VALUED_FLAGS.items():
         value = args.get(key)
@@ -98,7 +98,7 @@ def restored(
         command = _with(command.without({"--sample"}), "--sample", as_yaml(window))
     if overrides.full_refresh and not command.has("--full-refresh"):
         command = DbtCommand.parse([*command.argv(), "--full-refresh"])
-    return _with_paths(command, original, overrides, cwd)
+    return _with_paths(command, original, args, overrides, cwd)
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:
@@ -116,7 +116,11 @@ def _with(command: DbtCommand, flag: str, value: str) -> DbtCommand:
 
 
 def _with_paths(
-    command: DbtCommand, original: DbtCommand, overrides: Overrides, cwd: Path | None
+    command: DbtCommand,
+    original: DbtCommand,
+    args: Mapping[str, Any],
+    overrides: Overrides,
+    cwd: Path | None,
 ) -> DbtCommand:
     project = overrides.project_dir
     recorded = original.value("--project-dir")
@@ -133,17 +137,23 @@ def _with_paths(
         profiles = recorded
     if profiles:
         command = _with(command, "--profiles-dir", profiles)
-    return _with_deferral(command, original, overrides, cwd)
+    return _with_deferral(command, original, args, overrides, cwd)
 
 
 def _with_deferral(
-    command: DbtCommand, original: DbtCommand, overrides: Overrides, cwd: Path | None
+    command: DbtCommand,
+    original: DbtCommand,
+    args: Mapping[str, Any],
+    overrides: Overrides,
+    cwd: Path | None,
 ) -> DbtCommand:
     """`--defer` needs the state it was typed with: what the run did not build is read from
     there. Ours is about other things, so it goes by --defer-state."""
     if not command.has("--defer") or cwd is None:
         return command
-    state = overrides.defer_state or original.value("--defer-state") or original.value("--state")
+    said = [original.value("--defer-state"), original.value("--state")]
+    said += [str(args[k]) for k in ("defer_state", "state") if args.get(k)]
+    state = overrides.defer_state or next((s for s in said if s), None)
     if state is None or not Path(cwd, state).is_dir():
         raise RefusedError(
             f"the run used --defer with the state in {state}, which is not here",

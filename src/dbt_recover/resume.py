@@ -2,28 +2,107 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import checkout
+from .archive import HEARTBEAT_LOST_AFTER, HEARTBEAT_SECONDS, Archive
 from .carry_out import Retried, retry
-from .command_line import DbtCommand
+from .command_line import DbtCommand, scrubbed, secret_values, starred
 from .context import Identity, Where
-from .errors import LockedError, RecoverError, StorageError, UsageError
-from .execute import exec_command
+from .diagnose import diagnoses
+from .errors import LockedError, NotFoundError, RecoverError, StorageError, UsageError
+from .execute import Exited, exec_command
+from .insist import Patience, in_the_way, insist
+from .latest import keep_latest
+from .layout import RunPlace
 from .leftovers import deliver_leftovers, spool_home
 from .load import LoadedRun, load
 from .model import Invocation
 from .pipeline import same_step
+from .plan import Plan
 from .recover import Options, plan_run
 from .restore import Overrides
 
 
 def exec_or_resume(
-    where: Where, argv: Sequence[str], run_id: str, step: str, resume: bool | None
+    where: Where,
+    argv: Sequence[str],
+    run_id: str,
+    step: str,
+    resume: bool | None,
+    patience: Patience | None = None,
 ) -> int:
     """Run the command, or, with `resume` (None: if Airflow's try number is above 1), what earlier
-    invocations of this step in this run left undone. Returns the exit code."""
+    invocations of this step in this run left undone; then, with patience, what failed, again.
+    Returns the exit code."""
     identity = Identity.of(where.environ, run_id, step)
+    ended = _exec_or_resume(where, argv, identity, resume)
+    if patience is None or not ended.run_id or ended.code != 1 or ended.interrupted:
+        return ended.code
+    return _again(
+        where, argv, replace(identity, run_id=ended.run_id), patience, not identity.run_id
+    )
+
+
+def _again(
+    where: Where, argv: Sequence[str], identity: Identity, patience: Patience, whole: bool
+) -> int:
+    """Retry this step of the run while its failures are of a class that time can mend. `whole`: it
+    is all there is to the run."""
+    command = DbtCommand.parse(argv)
+    project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
+    options = Options(overrides=_overrides(command))
+    attempt = 0
+
+    def look() -> tuple[LoadedRun, Plan]:
+        nonlocal attempt
+        # Afresh: what was listed before the last attempt does not count.
+        found = _earlier(
+            replace(where, archive=Archive(where.archive.storage)), identity, command, project
+        )
+        if found is None:
+            raise NotFoundError("what this step has done so far cannot be read from the archive")
+        attempt = found[0].state.attempts + 1
+        return found[1], plan_run(found[1], options, project)
+
+    def once(part: LoadedRun, plan: Plan) -> Retried:
+        return retry(
+            where,
+            part,
+            plan,
+            options,
+            launcher=command.launcher,
+            attempt=attempt,
+            step=identity.step,
+        )
+
+    seconds = patience.pause(1)
+    try:
+        run, plan = look()
+        if not in_the_way(diagnoses(run.state).values(), plan.ids, patience.classes):
+            where.say(f"dbt-recover: retry 1 of {patience.attempts} in {seconds:.0f} s")
+            time.sleep(seconds)
+        done = insist(look, once, patience, where.say)
+    except RecoverError as exc:
+        # dbt has failed, and that is what the exit code says.
+        where.say(f"dbt-recover: not retried: {exc.message}")
+        return 1
+    if done.outcome == "recovered":
+        where.say(
+            f"dbt-recover: run {done.run_id} recovered by attempt {done.attempt}: "
+            f"{len(done.executed)} of {done.total} nodes run again"
+        )
+        if whole:
+            keep_latest(where.archive, done.run_id, (), where.say)
+    return done.exit_code
+
+
+def _exec_or_resume(
+    where: Where, argv: Sequence[str], identity: Identity, resume: bool | None
+) -> Exited:
     if resume is None:
         resume = identity.tries > 1 and bool(identity.run_id)
     if not resume:
@@ -34,7 +113,7 @@ def exec_or_resume(
             hint="pass --run-id ID; under Airflow it is known by itself",
         )
     command = DbtCommand.parse(argv)
-    project = checkout.open_project(command, where.environ, where.cwd)
+    project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
     earlier = _earlier(where, identity, command, project)
     if earlier is None:
         return exec_command(where, argv, identity)
@@ -46,7 +125,7 @@ def exec_or_resume(
             f"dbt-recover: this step of run {identity.run_id} is complete: "
             f"{len(part.state.nodes)} nodes, nothing to run again"
         )
-        return 0
+        return Exited(0, identity.run_id)
     where.say(
         f"dbt-recover: resuming run {identity.run_id}: {len(plan.nodes)} of "
         f"{len(part.state.nodes)} nodes of this step are left"
@@ -61,7 +140,7 @@ def exec_or_resume(
         step=identity.step,
     )
     _say_outcome(where, done)
-    return done.exit_code
+    return Exited(done.exit_code, done.run_id, done.outcome == "interrupted")
 
 
 def _earlier(
@@ -74,7 +153,7 @@ def _earlier(
         place = where.archive.find(identity.run_id)
         if place is None:
             return None
-        whole = load(where.archive, place, project=project)
+        whole, ours = _ended(where, identity, command, place, project)
     except StorageError as exc:
         where.say(f"dbt-recover: earlier tries are not known ({exc.message}); running all of it")
         return None
@@ -82,16 +161,8 @@ def _earlier(
         if exc.exit_code == 10:  # no archive yet, or a run without invocations
             return None
         raise
-    ours = [i for i in whole.state.invocations if _is_this_step(i, identity, command)]
     if not ours:
         return None
-    at_work = [i for i in ours if i.end == "running"]
-    if at_work:
-        raise LockedError(
-            f"this step of run {identity.run_id} is still at work: process {at_work[0].pid} on "
-            f"{at_work[0].host}",
-            hint="wait until it has ended; if that machine is gone, this passes in a minute",
-        )
     part = whole.step({i.invocation_id for i in ours})
     if not part.state.nodes or part.state.warnings:
         # Nothing was recorded, or what was meant is not known: the command itself says it.
@@ -99,12 +170,63 @@ def _earlier(
     return whole, part
 
 
+def _ended(
+    where: Where,
+    identity: Identity,
+    command: DbtCommand,
+    place: RunPlace,
+    project: checkout.Project,
+) -> tuple[LoadedRun, list[Invocation]]:
+    """The run, and what it has of this step, once nobody is at work on that: a worker that was
+    lost a moment ago is at work to all others until its heartbeat is old, and a task's try is too
+    good to be used up by that. LockedError if the heartbeat goes on."""
+    until = time.monotonic() + HEARTBEAT_LOST_AFTER + HEARTBEAT_SECONDS
+    said = False
+    while True:
+        whole = load(where.archive, place, project=project)
+        ours = [i for i in whole.state.invocations if _is_this_step(i, identity, command)]
+        at_work = [i for i in ours if i.end == "running"]
+        if not at_work:
+            return whole, ours
+        who = (
+            f"this step of run {identity.run_id} is still at work: process {at_work[0].pid} on "
+            f"{at_work[0].host}"
+        )
+        if time.monotonic() > until:
+            raise LockedError(who, hint="wait until it has ended, or end it there")
+        if not said:
+            where.say(f"dbt-recover: {who}, or was a moment ago; waiting to see")
+            said = True
+        time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+_LOOK_AGAIN_SECONDS = 3.0
+
+
 def _is_this_step(invocation: Invocation, identity: Identity, command: DbtCommand) -> bool:
     if invocation.scope == "run":
         return False
-    if identity.step or invocation.step:
-        return identity.step == invocation.step
-    return bool(invocation.argv) and same_step(DbtCommand.parse(invocation.argv), command)
+    if identity.step != invocation.step:
+        return False
+    if not invocation.argv:  # archived without exec
+        return bool(identity.step)
+    # One task can run several commands, and mapped ones share their task's id.
+    other = DbtCommand.parse(invocation.argv)
+    same_vars = _vars(invocation, command)
+    return same_step(other, command) and same_vars
+
+
+def _vars(invocation: Invocation, command: DbtCommand) -> bool:
+    """Whether the vars are the same, as far as they were recorded."""
+    recorded = invocation.args.get("vars") or {}
+    given = command.args().get("vars", {})
+    if starred(recorded):
+        return True
+    ours, theirs = (
+        json.dumps(v, sort_keys=True, default=str)  # a date is text where dbt recorded it
+        for v in (scrubbed(given, secret_values()), recorded)
+    )
+    return ours == theirs
 
 
 def _overrides(command: DbtCommand) -> Overrides:

@@ -16,6 +16,7 @@ from .model import (
     FAILURES,
     IN_FLIGHT,
     NEVER_BEGAN,
+    NEVER_EXECUTED,
     SKIPPED,
     SUCCESSES,
     UNRECORDED,
@@ -25,8 +26,6 @@ from .model import (
     Recorded,
     RunState,
 )
-
-_NEVER_EXECUTED = ("exposure.", "metric.", "semantic_model.")
 
 
 def in_order(recorded: Iterable[Recorded]) -> list[Recorded]:
@@ -67,7 +66,7 @@ def merge(
             result: NodeResult, index: int = index, invocation: Invocation = invocation
         ) -> None:
             # dbt 1.10 and later list exposures among the results; there is nothing to execute.
-            if result.unique_id.startswith(_NEVER_EXECUTED) or _is_ephemeral(
+            if result.unique_id.startswith(NEVER_EXECUTED) or _is_ephemeral(
                 graph, result.unique_id
             ):
                 return
@@ -86,6 +85,10 @@ def merge(
             lost = intended.get(invocation.invocation_id, frozenset()) | record.in_flight
             for uid in sorted(lost - record.results.keys()):
                 say(NodeResult(uid, IN_FLIGHT if uid in record.in_flight else UNRECORDED))
+        if record.complete and invocation.exit_code == 0:
+            # Hooks run with every command; not every dbt lists them among its results.
+            for uid in [u for u in nodes if u.startswith("operation.")]:
+                del nodes[uid]
         for result in record.results.values():
             # dbt v2 writes what has nothing to do as skipped; a run that ended well skipped
             # nothing because of a failure.

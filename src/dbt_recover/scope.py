@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from . import dbt
-from .command_line import RUNNING, SELECTION, DbtCommand
+from .command_line import RUNNING, SELECTION, DbtCommand, without_settings
 from .errors import DbtError
 from .graph import EXECUTABLE, TESTS, Graph
 from .model import Invocation
@@ -80,7 +80,7 @@ def ask_dbt(
         words += ["--state", state]
     argv = [executable, "--quiet", "ls", *words, "--output", "json", "--output-keys", "unique_id"]
     try:
-        text = dbt.capture(argv, env=environ, cwd=cwd)
+        text = dbt.capture(argv, env=without_settings(environ), cwd=cwd)
     except DbtError:
         return None
     types = _TYPES[invocation.command]
@@ -104,20 +104,18 @@ _LISTING_FLAGS = frozenset(
 
 
 def _selection_words(original: DbtCommand, args: Mapping[str, Any]) -> list[str]:
-    typed = [w for o in original.options if o.name in SELECTION for w in o.typed]
-    if typed:
-        return typed
-    words: list[str] = []
-    for key, flag in (("select", "--select"), ("exclude", "--exclude")):
-        value = args.get(key) or ()
-        values = value.split() if isinstance(value, str) else [str(v) for v in value]
-        words += [flag, *values] if values else []
-    if args.get("selector"):
-        words += ["--selector", str(args["selector"])]
+    """As typed; what was not typed but given by the environment or the project, as recorded."""
+    words = [w for o in original.options if o.name in SELECTION for w in o.typed]
     for key, flag in (
+        ("select", "--select"),
+        ("exclude", "--exclude"),
+        ("selector", "--selector"),
+        ("indirect_selection", "--indirect-selection"),
         ("resource_types", "--resource-type"),
         ("exclude_resource_types", "--exclude-resource-type"),
     ):
-        for value in args.get(key) or ():
-            words += [flag, str(value)]
+        value = args.get(key) or ()
+        values = value.split() if isinstance(value, str) else [str(v) for v in value]
+        if values and not original.has(flag):
+            words += [w for v in values for w in (flag, v)]
     return words

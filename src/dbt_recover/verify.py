@@ -16,6 +16,7 @@ from .archive import Archive
 from .errors import DamagedError
 from .latest import faults_of_latest
 from .layout import RunPlace
+from .model import as_word
 from .records import MAX_RECORD
 from .storage.base import MissingKey, Storage
 from .verify_run import Finding, RunListing, RunLook, list_runs, orphans
@@ -124,7 +125,7 @@ def _around(storage: Storage, there: Mapping[RunPlace, RunListing]) -> list[Find
             continue
         except DamagedError as exc:
             run_id = layout.decode_id(item.key.rsplit("/", 1)[1].removesuffix(".json"))
-            mend = f"if nobody is at work on this run: dbt-recover unlock {run_id}"
+            mend = f"if nobody is at work on this run: dbt-recover unlock {as_word(run_id)}"
             found.append(Finding(item.key, exc.message.removeprefix(item.key + " "), mend, run_id))
     found += [
         Finding(key, wrong, "nothing: the next run that is whole writes it anew", fault=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..diagnose import Diagnosis, diagnoses
 from ..model import IN_FLIGHT, SKIPPED, UNRECORDED, NodeResult, RunState, RunSummary
 from ..plan import Plan
 from ..runstate import counts, describe, failed_nodes
@@ -56,12 +57,30 @@ def runs(summaries: Iterable[RunSummary]) -> dict[str, Any]:
     }
 
 
-def node(result: NodeResult) -> dict[str, Any]:
+def why(diagnosis: Diagnosis | None) -> dict[str, Any]:
+    """The class of a failure and what it was told by; nulls of what did not fail."""
+    if diagnosis is None:
+        return {"class": None, "evidence": None}
+    said = diagnosis.evidence
+    return {
+        "class": diagnosis.error_class,
+        "evidence": {
+            "by": said.by or None,
+            "matched": said.matched or None,
+            "code": said.code or None,
+            "sqlstate": said.sqlstate or None,
+            "query_id": said.query_id or None,
+        },
+    }
+
+
+def node(result: NodeResult, diagnosis: Diagnosis | None = None) -> dict[str, Any]:
     """One node's last word."""
     return {
         "unique_id": result.unique_id,
         "status": result.status,
         "message": result.message or None,
+        **why(diagnosis),
         "execution_time": result.execution_time,
         "query_id": result.query_id or None,
     }
@@ -74,6 +93,7 @@ def show(state: RunState) -> dict[str, Any]:
         return sorted(u for u, n in state.nodes.items() if n.result.status == status)
 
     slow = sorted(state.nodes.values(), key=lambda n: -n.result.execution_time)[:5]
+    causes = diagnoses(state)
     return {
         "run": run_of(state),
         "invocations": [
@@ -94,7 +114,7 @@ def show(state: RunState) -> dict[str, Any]:
             for i in state.invocations
         ],
         "counts": counts(state),
-        "failed": [node(r) for r in failed_nodes(state)],
+        "failed": [node(r, causes.get(r.unique_id)) for r in failed_nodes(state)],
         "skipped": having(SKIPPED),
         "never_started": having(UNRECORDED),
         "in_flight": having(IN_FLIGHT),
@@ -108,6 +128,7 @@ def show(state: RunState) -> dict[str, Any]:
 
 def plan(made: Plan, state: RunState) -> dict[str, Any]:
     """`plan -o json`; `nodes` is exactly what dbt will execute, in the graph's order."""
+    causes = diagnoses(state)
     return {
         "run": run_of(state),
         "nodes": [
@@ -119,6 +140,7 @@ def plan(made: Plan, state: RunState) -> dict[str, Any]:
                 "because": list(n.because),
                 "resource_type": n.resource_type,
                 "status": n.status or None,
+                **why(causes.get(n.unique_id)),
                 "seconds": n.seconds,
                 "batches": [list(b) for b in n.batches],
             }
@@ -145,7 +167,12 @@ def retried(done: Retried) -> dict[str, Any]:
         "outcome": done.outcome,
         "executed": list(done.executed),
         "still_failing": [
-            {"unique_id": r.unique_id, "status": r.status, "message": r.message or None}
+            {
+                "unique_id": r.unique_id,
+                "status": r.status,
+                "message": r.message or None,
+                **why(done.why.get(r.unique_id)),
+            }
             for r in done.still_failing
         ],
     }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from ..diagnose import Diagnosis, diagnoses
 from ..graph import Graph
-from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary
+from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary, as_word
 from ..plan import Plan, name_of
 from ..runstate import counts, describe, failed_nodes
 
@@ -47,14 +50,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def first_line(message: str) -> str:
-    """The line of dbt's message that says what happened, without its envelope."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if len(lines) > 1 and " Error in " in lines[0]:
-        return lines[1]
-    return lines[0] if lines else ""
 
 
 def body(message: str) -> list[str]:
@@ -112,13 +107,14 @@ def show(state: RunState, graph: Graph, *, full: bool = False) -> str:
         ),
     ]
     if describe(state) == "failed":
-        parts += ["", f"next: dbt-recover plan {run.run_id}"]
+        parts += ["", f"next: dbt-recover plan {as_word(run.run_id)}"]
     return "\n".join(parts)
 
 
 def command_of(argv: Sequence[str], command: str) -> str:
     """The dbt command as one would type it, cut to a table's width."""
-    text = " ".join(["dbt", *argv[1:]]) if argv else f"dbt {command}"
+    words = [PurePath(argv[0]).name, *argv[1:]] if argv else ["dbt", command]
+    text = shlex.join(words)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -140,31 +136,50 @@ def _failures(state: RunState, graph: Graph, full: bool) -> list[str]:
     failed = failed_nodes(state)
     if not failed:
         return []
+    causes = diagnoses(state)
     lines = ["", f"failed ({len(failed)}):"]
     for result in failed if full else failed[:20]:
         node = graph.nodes.get(result.unique_id)
         where = f"  {node.original_file_path}" if node and node.original_file_path else ""
         kind = result.unique_id.split(".", 1)[0]
-        lines.append(f"  {kind} {name_of(graph, result.unique_id)}: {result.status}{where}")
+        cause = causes[result.unique_id]
+        lines.append(
+            f"  {kind} {name_of(graph, result.unique_id)}: {result.status}"
+            f" ({cause.error_class}){where}"
+        )
         message = body(result.message)
         lines += [f"    {text.strip()}" for text in (message if full else message[:6])]
+        lines += _query(cause, result.message)
     if not full and len(failed) > 20:
-        lines.append(f"  and {len(failed) - 20} more: dbt-recover show {state.run.run_id} --full")
+        lines.append(
+            f"  and {len(failed) - 20} more: dbt-recover show {as_word(state.run.run_id)} --full"
+        )
     return lines
+
+
+def _query(cause: Diagnosis, message: str) -> list[str]:
+    """Where to find it in the warehouse's history, if the message does not say it itself."""
+    query_id = cause.evidence.query_id
+    return [f"    query {query_id}"] if query_id and query_id not in message else []
 
 
 def plan(made: Plan, state: RunState, graph: Graph) -> str:
     """What a retry will do and why, and what it leaves alone."""
     run_id = state.run.run_id
+    causes = diagnoses(state)
     if not made.nodes:
-        parts = [f"run {run_id}: nothing to run again"]
+        known = "" if not state.warnings else " as far as is known"
+        parts = [f"run {run_id}: nothing to run again{known}"]
+        if state.warnings:
+            parts += ["", "to let dbt tell the rest: dbt-recover plan --ask-dbt"]
     else:
         rows = [
             (
                 number,
                 node.resource_type.replace("_", " "),
                 name_of(graph, node.unique_id),
-                node.reason,
+                node.reason
+                + (f" ({causes[node.unique_id].error_class})" if node.unique_id in causes else ""),
                 f"{node.seconds:.1f}" if node.seconds is not None else "",
             )
             for number, node in enumerate(made.nodes, 1)
@@ -190,7 +205,7 @@ def plan(made: Plan, state: RunState, graph: Graph) -> str:
         for line in _warning(warning.message, warning.flag, warning.allowed)
     ]
     if made.nodes and not made.blockers:
-        parts += ["", f"next: dbt-recover retry {run_id}"]
+        parts += ["", f"next: dbt-recover retry {as_word(run_id)}"]
     return "\n".join(parts)
 
 
@@ -216,15 +231,17 @@ def outcome(done: Retried, graph: Graph) -> str:
     if done.outcome == "interrupted":
         return (
             f"{run}: attempt {done.attempt} was interrupted after {len(done.executed)} nodes\n"
-            f"next: dbt-recover retry {done.run_id}"
+            f"next: dbt-recover retry {as_word(done.run_id)}"
         )
     if done.exit_code == 0:
         return f"{run}: {done.outcome}"
     lines = [f"{run} is still failing after attempt {done.attempt}: {share}"]
     for result in done.still_failing[:20]:
         kind = result.unique_id.split(".", 1)[0]
-        lines.append(f"  {kind} {name_of(graph, result.unique_id)}: {result.status}")
+        cause = done.why.get(result.unique_id)
+        told = f" ({cause.error_class})" if cause else ""
+        lines.append(f"  {kind} {name_of(graph, result.unique_id)}: {result.status}{told}")
         lines += [f"    {text.strip()}" for text in body(result.message)[:4]]
     if any(r.status in FAILURES for r in done.still_failing):
-        lines.append(f"mend the cause, then: dbt-recover retry {done.run_id}")
+        lines.append(f"mend the cause, then: dbt-recover retry {as_word(done.run_id)}")
     return "\n".join(lines)

@@ -14,10 +14,18 @@ from .options import S3Options
 # One letter before the colon is no scheme. `s3:bucket` and `s3:/bucket` are typing errors that
 # must not become directories.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?")
+_EXAMPLES = {
+    "s3": "s3://bucket/prefix",
+    "gs": "gs://bucket/prefix",
+    "az": "az://container/prefix",
+}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 # Leaves room for the archive's own keys (900) within S3's 1,024.
 _MAX_PREFIX = 120
-_ACCEPTED = "accepted are a directory, file:///directory and s3://bucket/prefix"
+_ACCEPTED = (
+    "accepted are a directory, file:///directory, s3://bucket/prefix, gs://bucket/prefix and "
+    "az://container/prefix"
+)
 
 
 def open_storage(
@@ -39,6 +47,8 @@ def open_storage(
         return _directory(_file_url(text), base)
     if scheme.group(2) and name == "s3":
         return _bucket(text, s3)
+    if scheme.group(2) and name in ("gs", "az"):
+        return _objects(text, name)
     raise UsageError(
         f"not a URL an archive can have: {text}",
         hint=f"{_ACCEPTED}; write ./ before a path that has a colon in it",
@@ -62,18 +72,10 @@ def _directory(path: Path, base: Path | None) -> Storage:
 
 
 def _bucket(text: str, s3: S3Options | Mapping[str, object] | None) -> Storage:
-    bucket, _, prefix = text[len("s3://") :].partition("/")
-    prefix = prefix.strip("/")
-    if not _BUCKET.fullmatch(bucket):
-        what = f"{bucket!r} is not a bucket's name" if bucket else "it names no bucket"
-        raise UsageError(f"{text}: {what}", hint="s3://bucket/prefix")
+    bucket, prefix = _split(text)
     if bucket.endswith("--x-s3"):
         # They list in no order and know no StartAfter, on which the archive's listings rest.
         raise UsageError(f"{text}: a directory bucket (S3 Express) cannot hold an archive")
-    if prefix:
-        check_key(prefix)
-    if len(prefix) > _MAX_PREFIX:
-        raise UsageError(f"{text}: the prefix is longer than {_MAX_PREFIX} characters")
     options = s3 if isinstance(s3, S3Options) else S3Options.from_mapping(s3 or {})
     try:
         from .s3 import S3Storage
@@ -83,6 +85,33 @@ def _bucket(text: str, s3: S3Options | Mapping[str, object] | None) -> Storage:
             hint="pip install 'boto3>=1.36'",
         ) from error
     return S3Storage(bucket, prefix, options)
+
+
+def _objects(text: str, scheme: str) -> Storage:
+    bucket, prefix = _split(text)
+    try:
+        from .objects import ObjectStorage
+    except ImportError as error:
+        raise UsageError(
+            f"{text} needs obstore, which is not installed here ({error})",
+            hint="pip install 'dbt-recover[objects]'",
+        ) from error
+    return ObjectStorage(scheme, bucket, prefix)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Bucket and prefix."""
+    scheme, _, rest = text.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.strip("/")
+    if not _BUCKET.fullmatch(bucket):
+        what = f"{bucket!r} is not a bucket's name" if bucket else "it names no bucket"
+        raise UsageError(f"{text}: {what}", hint=_EXAMPLES[scheme.lower()])
+    if prefix:
+        check_key(prefix)
+    if len(prefix) > _MAX_PREFIX:
+        raise UsageError(f"{text}: the prefix is longer than {_MAX_PREFIX} characters")
+    return bucket, prefix
 
 
 __all__ = ["S3Options", "Storage", "open_storage"]

@@ -44,12 +44,18 @@ _BUFFER = 1 << 17
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
+_CLOCK_NOISE = 2.0
+"""Seconds by which the times of files may differ from this machine's clock without a reason."""
+
+
 class LocalStorage:
     """Objects as files below `root`, which is created by the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
+        self._ahead = 0.0
+        self._ahead_known = False
 
     def read(self, key: str, *, max_bytes: int | None = None) -> Blob:
         """The object's bytes. `MissingKey` if there is none, `DamagedError` beyond max_bytes."""
@@ -62,7 +68,7 @@ class LocalStorage:
                 )
             etag = file.etag()
             file.seek(0)
-            return Blob(file.readall(), etag, _age(info))
+            return Blob(file.readall(), etag, self._age(info))
 
     def open(self, key: str) -> BinaryIO:
         """A stream over the object, for the caller to close. `MissingKey` if there is none."""
@@ -111,7 +117,7 @@ class LocalStorage:
         try:
             with self._file(key) as file:
                 info = file.info()
-                return Stat(info.st_size, file.etag(), _age(info))
+                return Stat(info.st_size, file.etag(), self._age(info))
         except MissingKey:
             return None
 
@@ -218,6 +224,22 @@ class LocalStorage:
         if current != etag:
             raise PreconditionFailed(f"{self._path(key)} has been changed by another")
 
+    def _age(self, info: os.stat_result) -> float:
+        """By the clock that sets the times of files: on a network disk that is the server's."""
+        return max(0.0, time.time() + self._ahead - info.st_mtime)
+
+    def clock(self) -> float:
+        """The time by the disk's own clock, as far as something was written; else this machine's."""
+        return time.time() + self._ahead
+
+    def _learn_clock(self, folder: int, name: str) -> None:
+        """From a file that was written just now."""
+        if not self._ahead_known:
+            ahead = os.stat(name, dir_fd=folder).st_mtime - time.time()
+            # Less is the time that writing took.
+            self._ahead = ahead if abs(ahead) > _CLOCK_NOISE else 0.0
+            self._ahead_known = True
+
     def _write(
         self,
         folder: int,
@@ -228,11 +250,16 @@ class LocalStorage:
         if_match: str | None,
     ) -> str:
         exists = self._is_object(folder, name, key)
-        if if_absent and exists:
-            raise PreconditionFailed(f"{self._path(key)} exists already")
         temporary = ".##" + secrets.token_hex(8)
         try:
+            if if_absent and exists:
+                if not self._ahead_known:
+                    # Who is refused a lease asks next how old the other's is.
+                    save(folder, temporary, b"")
+                    self._learn_clock(folder, temporary)
+                raise PreconditionFailed(f"{self._path(key)} exists already")
             etag = save(folder, temporary, body)
+            self._learn_clock(folder, temporary)
             if not (if_absent and self._link(folder, temporary, name, key)):
                 with lock(folder, name, self._path(key)):
                     exists = self._is_object(folder, name, key)
@@ -315,8 +342,3 @@ def _walk(folder: int, base: str, prefix: str, after: str) -> Iterator[Entry]:
                 yield from _walk(inner, path, prefix, after)
             finally:
                 os.close(inner)
-
-
-def _age(info: os.stat_result) -> float:
-    # Of a directory on this machine its clock is the store's; the file's time may be ahead of it.
-    return max(0.0, time.time() - info.st_mtime)

@@ -57,6 +57,7 @@ class S3Storage:
         self._root = f"{prefix}/" if prefix else ""
         self._options = options
         self._bucket_seen = False
+        self._ignores_conditions: bool | None = None
         self._common: dict[str, str] = {"Bucket": bucket}
         if options.expected_bucket_owner:
             self._common["ExpectedBucketOwner"] = options.expected_bucket_owner
@@ -171,12 +172,48 @@ class S3Storage:
             if self.stat(key) is not None:
                 raise
 
+    def ignores_conditions(self, key: str) -> bool:
+        """Whether the store writes whatever the condition, as some that speak S3 do.
+
+        AWS's own is not asked; another one once: the object `key` is written as it is, under
+        conditions that do not hold, so that nothing is changed where they are ignored.
+        """
+        if self._ignores_conditions is None:
+            self._ignores_conditions = not is_aws(self._client) and not self._minds(key)
+        return self._ignores_conditions
+
+    def _minds(self, key: str) -> bool:
+        try:
+            body = self.read(key).data
+        except MissingKey:
+            return self.preconditions_honoured()
+        return self._turns_down(key, body, {"IfNoneMatch": "*"}) and self._turns_down(
+            key, body, {"IfMatch": f'"{"0" * 32}"'}
+        )
+
+    def _turns_down(self, key: str, body: bytes, condition: Mapping[str, str]) -> bool:
+        try:
+            self._call("put_object", key, Body=body, **condition, **self._placement())
+        except (PreconditionFailed, MissingKey, NotSupported) as answer:
+            return not isinstance(answer, NotSupported)
+        return False
+
+    def clock(self) -> float:
+        """The store's time, in seconds since 1970. StorageError if it does not say."""
+        # A request that whoever reads the archive may make.
+        parameters = {"Prefix": self._root, "MaxKeys": 1, **self._common}
+        answer = self._send("list_objects_v2", self.url, parameters)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if not date:
+            raise StorageError(f"{self.url}: the store's answers have no Date")
+        return float(parsedate_to_datetime(date).timestamp())
+
     def preconditions_honoured(self) -> bool:
         """Whether the store refuses conditional writes as it should; some accept all of them.
 
         Writes an object of its own below the prefix and removes it.
         """
-        key = f"probe-{uuid.uuid4().hex}"
+        key = f"probe/{uuid.uuid4().hex}"
         try:
             self.write(key, b"1", if_absent=True)
         except NotSupported:

@@ -1,0 +1,200 @@
+"""Why a node failed, as a class: pure. The patterns are in failure_patterns.toml.
+
+The message is taken out of dbt's envelope (`Database Error in model NAME (PATH)`), then tried
+against specific text, the six-digit code, SQLSTATE and the first words, in this order. What nothing
+matches is `unknown`, and never retried by itself.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from .model import FAILURES, NodeResult, RunState
+
+TRANSIENT, TIMEOUT, PERMISSION = "transient", "timeout", "permission"
+CODE, DATA, QUOTA, UNKNOWN = "code", "data", "quota", "unknown"
+CLASSES = (TRANSIENT, TIMEOUT, PERMISSION, CODE, DATA, QUOTA, UNKNOWN)
+
+ADVICE: Mapping[str, str] = {
+    TRANSIENT: "the same again may work",
+    TIMEOUT: "make the query cheaper, or raise the limit of time",
+    PERMISSION: "grant what is missing, or mend the credentials",
+    CODE: "mend the code (or create what it names)",
+    DATA: "mend the data, or the code that reads it",
+    QUOTA: "raise the limit, or wait until it begins anew",
+    UNKNOWN: "look at the message",
+}
+"""class -> what a person does about it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the class was told by."""
+
+    by: str = ""
+    """text, code, sqlstate, prefix, status (a failed test); empty for unknown."""
+    matched: str = ""
+    """What matched: the words found, the code, the prefix."""
+    code: str = ""
+    """Snowflake's six digits."""
+    sqlstate: str = ""
+    query_id: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of one failed node."""
+
+    unique_id: str
+    error_class: str
+    summary: str
+    """The first line of the real error."""
+    evidence: Evidence
+
+
+class Pattern(
+    msgspec.Struct, frozen=True, rename={"error_class": "class"}, forbid_unknown_fields=True
+):
+    """An entry of failure_patterns.toml; exactly one of text, code, sqlstate, prefix is set."""
+
+    error_class: str
+    adapters: list[str]
+    source: str
+    sample: str
+    text: str = ""
+    code: str = ""
+    sqlstate: str = ""
+    prefix: str = ""
+
+    @property
+    def kind(self) -> str:
+        """text, code, sqlstate or prefix."""
+        return next(k for k in ORDER if getattr(self, k))
+
+
+ORDER = ("text", "code", "sqlstate", "prefix")
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A message without dbt's envelope."""
+
+    kind: str
+    """Database, Runtime, Compilation, ...: of the innermost envelope; empty if there was none."""
+    lines: tuple[str, ...]
+
+
+_ENVELOPE = re.compile(r"^\s*(\w+) Error(?: in [\w ]+? \S.*\(.*\))?\s*$")
+_COMPILED_AT = re.compile(r"^\s*compiled (?:code|sql) at ", re.IGNORECASE)
+_UNIT_TEST = re.compile(r"^\s*An error occurred during execution of unit test ")
+
+
+def unwrap(message: str) -> Unwrapped:
+    """Take dbt's envelopes off: they can be one in another. Lines lose their outer spaces, the
+    path of the compiled file goes, and empty lines too."""
+    lines = [ln for ln in message.splitlines() if ln.strip() and not _COMPILED_AT.match(ln)]
+    kind = ""
+    while len(lines) > 1:
+        envelope = _ENVELOPE.match(lines[0])
+        if envelope:
+            kind = envelope[1]
+        elif not (_UNIT_TEST.match(lines[0]) and _ENVELOPE.match(lines[1])):
+            break
+        lines = lines[1:]
+    return Unwrapped(kind, tuple(ln.strip() for ln in lines))
+
+
+_CODE = re.compile(
+    r"^(\d{6})(?: \((\w{5})\))?: (?:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}): )?"
+)
+_SQLSTATE = re.compile(r"\bSQLSTATE: (\w{5})\b")
+_QUOTED_CODE = re.compile(r"^(?:LINE \d+: |\^)")
+
+
+def classify(message: str, adapter: str = "", query_id: str = "") -> tuple[str, Evidence]:
+    """The class of an error message, and what tells it. `adapter`: dbt's adapter type; if it is
+    not known, the patterns of all are tried."""
+    error = unwrap(message)
+    # A line of the user's SQL, quoted by the warehouse, is not what the warehouse says.
+    lines = [ln for ln in error.lines if not _QUOTED_CODE.match(ln)]
+    first = lines[0] if lines else ""
+    found = _CODE.match(first)
+    stated = [m[1] for ln in lines if (m := _SQLSTATE.search(ln))]
+    code = (found[1] or "") if found else ""
+    sqlstate = ((found[2] or "") if found else "") or (stated[0] if stated else "")
+    query = query_id or ((found[3] or "") if found else "")
+
+    def evidence(by: str, matched: str) -> Evidence:
+        return Evidence(by, matched, code, sqlstate, query)
+
+    for kind in ORDER:
+        for pattern, expression in _of_kind(kind):
+            if adapter and not {adapter, "*"} & set(pattern.adapters):
+                continue
+            if kind == "text" and expression is not None:
+                for line in lines:
+                    if match := expression.search(line):
+                        return pattern.error_class, evidence(kind, match[0].strip())
+            elif kind == "code" and code == pattern.code:
+                return pattern.error_class, evidence(kind, code)
+            elif kind == "sqlstate" and sqlstate == pattern.sqlstate:
+                return pattern.error_class, evidence(kind, sqlstate)
+            elif kind == "prefix":
+                said = f"dbt:{error.kind}" if pattern.prefix.startswith("dbt:") else first
+                if said.startswith(pattern.prefix):
+                    return pattern.error_class, evidence(kind, pattern.prefix.removeprefix("dbt:"))
+    return UNKNOWN, evidence("", "")
+
+
+def diagnose(result: NodeResult, adapter: str = "") -> Diagnosis:
+    """Of a node that failed. A test that found rows (`fail`) is about the data."""
+    if result.status == "fail":
+        error_class, evidence = DATA, Evidence("status", "fail", query_id=result.query_id)
+    else:
+        error_class, evidence = classify(result.message, adapter, result.query_id)
+    summary = _summary(unwrap(result.message).lines) or result.status
+    return Diagnosis(result.unique_id, error_class, summary, evidence)
+
+
+def _summary(lines: tuple[str, ...]) -> str:
+    """The first line; Snowflake's says only what kind of error it is, and the second which."""
+    if len(lines) > 1 and (lines[0].endswith(":") or "SQL compilation error:" in lines[0]):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else ""
+
+
+def diagnoses(state: RunState) -> dict[str, Diagnosis]:
+    """unique_id -> why, of every node whose last word is a failure."""
+    adapters = [i.adapter_type for i in state.invocations]
+    return {
+        uid: diagnose(node.result, adapters[node.index] if node.index < len(adapters) else "")
+        for uid, node in state.nodes.items()
+        if node.result.status in FAILURES
+    }
+
+
+@cache
+def patterns() -> tuple[Pattern, ...]:
+    """All of failure_patterns.toml, in its order."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    document = tomllib.loads(Path(__file__).with_name("failure_patterns.toml").read_text("utf-8"))
+    return tuple(msgspec.convert(document["pattern"], list[Pattern]))
+
+
+@cache
+def _of_kind(kind: str) -> list[tuple[Pattern, re.Pattern[str] | None]]:
+    return [
+        (p, re.compile(p.text, re.IGNORECASE) if p.text else None)
+        for p in patterns()
+        if p.kind == kind
+    ]

@@ -1,0 +1,115 @@
+"""Again and again, with a bound: a run whose failures are of a class that time can mend.
+
+Nothing is retried while a failure of another class is among what would run again: it would fail
+again, and a person has to know.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from .carry_out import Retried
+from .context import Say
+from .diagnose import ADVICE, TRANSIENT, Diagnosis, diagnoses
+from .errors import EXIT_STILL_FAILING
+from .load import LoadedRun
+from .model import as_word
+from .plan import Plan
+
+BACKOFF_SECONDS = 30.0
+LONGEST_PAUSE = 900.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """What may be retried, how often, and how long to wait between."""
+
+    classes: frozenset[str] = frozenset({TRANSIENT})
+    attempts: int = 3
+    """At most so many retries."""
+    backoff: float = BACKOFF_SECONDS
+    """Seconds before the second retry; doubles each time, up to LONGEST_PAUSE."""
+
+    def pause(self, done: int, chance: Callable[[], float] = random.random) -> float:
+        """Seconds to wait after so many retries: half to one and a half of what it would be, so
+        that many workers that failed together do not come back together."""
+        length = min(self.backoff * 2.0 ** (done - 1), LONGEST_PAUSE)
+        return length * (0.5 + chance())
+
+
+def in_the_way(
+    causes: Iterable[Diagnosis], planned: Sequence[str], classes: frozenset[str]
+) -> list[Diagnosis]:
+    """Failures of another class among what would run again."""
+    ids = set(planned)
+    return [c for c in causes if c.unique_id in ids and c.error_class not in classes]
+
+
+def insist(
+    look: Callable[[], tuple[LoadedRun, Plan]],
+    once: Callable[[LoadedRun, Plan], Retried],
+    patience: Patience,
+    say: Say,
+    wait: Callable[[float], None] = time.sleep,
+) -> Retried:
+    """Retry until the run is whole, a failure of another class stands in the way, or the attempts
+    are used up. `look` reads the run anew and plans; `once` is carry_out.retry, and may raise what
+    that raises."""
+    so_far: Retried | None = None
+    for number in range(1, patience.attempts + 1):
+        run, plan = look()
+        others = in_the_way(diagnoses(run.state).values(), plan.ids, patience.classes)
+        if plan.nodes and others:
+            _say_why_not(say, others, run.place.run_id)
+            return so_far or _not_retried(run, plan)
+        done = once(run, plan)
+        so_far = done if so_far is None else _both(so_far, done)
+        if done.outcome != "failing":
+            return so_far
+        failing = [done.why[r.unique_id] for r in done.still_failing if r.unique_id in done.why]
+        others = [c for c in failing if c.error_class not in patience.classes]
+        if others:
+            _say_why_not(say, others, run.place.run_id)
+            return so_far
+        first = f": {failing[0].unique_id}: {failing[0].summary}" if failing else ""
+        if number == patience.attempts:
+            say(f"dbt-recover: still failing after {number} of {number} retries{first}")
+            break
+        seconds = patience.pause(number)
+        say(f"dbt-recover: retry {number + 1} of {patience.attempts} in {seconds:.0f} s{first}")
+        wait(seconds)
+    assert so_far is not None
+    return so_far
+
+
+def _say_why_not(say: Say, others: Sequence[Diagnosis], run_id: str) -> None:
+    for cause in others[:5]:
+        say(
+            f"dbt-recover: not retried: {cause.unique_id} failed with class {cause.error_class}: "
+            f"{cause.summary}\n  {ADVICE[cause.error_class]}, then: dbt-recover retry {as_word(run_id)}"
+        )
+    if len(others) > 5:
+        say(f"dbt-recover: and {len(others) - 5} more: dbt-recover show {as_word(run_id)}")
+
+
+def _not_retried(run: LoadedRun, plan: Plan) -> Retried:
+    causes = diagnoses(run.state)
+    failing = tuple(run.state.nodes[u].result for u in plan.ids if u in causes)
+    return Retried(
+        run.place.run_id,
+        run.state.attempts,
+        "failing",
+        still_failing=failing,
+        exit_code=EXIT_STILL_FAILING,
+        total=len(run.state.nodes),
+        why=causes,
+    )
+
+
+def _both(before: Retried, after: Retried) -> Retried:
+    """What both came to, as one."""
+    executed = tuple(sorted({*before.executed, *after.executed}))
+    return replace(after, executed=executed, seconds=before.seconds + after.seconds)

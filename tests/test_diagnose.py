@@ -1,0 +1,190 @@
+"""Classes of failure: every pattern on its own sample, and what must not be guessed."""
+
+from __future__ import annotations
+
+import pytest
+
+from dbt_recover.diagnose import (
+    CLASSES,
+    CODE,
+    DATA,
+    ORDER,
+    PERMISSION,
+    TRANSIENT,
+    UNKNOWN,
+    Evidence,
+    Pattern,
+    classify,
+    diagnose,
+    diagnoses,
+    patterns,
+    unwrap,
+)
+from dbt_recover.model import Invocation, NodeResult, NodeState, RunInfo, RunState
+
+ADAPTERS = {"snowflake", "duckdb", "postgres", "redshift", "bigquery", "databricks"}
+AMBIGUOUS = {"57014", "02000", "08001", "22000", "42000", "HY000", "XX000"}
+
+
+def name(pattern: Pattern) -> str:
+    return f"{pattern.adapters[0]}-{pattern.kind}-{pattern.error_class}"
+
+
+@pytest.mark.parametrize("pattern", patterns(), ids=name)
+def test_a_sample_gets_its_class_by_its_own_pattern(pattern: Pattern) -> None:
+    adapters = [a for a in pattern.adapters if a != "*"] or ["databricks", "snowflake"]
+    for adapter in adapters:
+        found, evidence = classify(pattern.sample, adapter)
+        assert (found, evidence.by) == (pattern.error_class, pattern.kind)
+    if pattern.kind == "code":
+        assert evidence.code == pattern.code
+    if pattern.kind == "sqlstate":
+        assert evidence.sqlstate == pattern.sqlstate
+    # And no other one of the same kind, which would win only by standing earlier.
+    others = [
+        p
+        for p in patterns()
+        if p is not pattern
+        and p.error_class != pattern.error_class
+        and set(p.adapters) & set(adapters)
+        and p.kind == pattern.kind == "text"
+        and classify_by(p, pattern.sample)
+    ]
+    assert others == []
+
+
+def classify_by(pattern: Pattern, message: str) -> bool:
+    import re
+
+    return any(re.search(pattern.text, ln, re.IGNORECASE) for ln in unwrap(message).lines)
+
+
+@pytest.mark.parametrize("pattern", patterns(), ids=name)
+def test_an_adapter_that_is_not_known_changes_no_class(pattern: Pattern) -> None:
+    assert classify(pattern.sample)[0] == pattern.error_class
+
+
+def test_the_file_keeps_its_own_rules() -> None:
+    said = {a for p in patterns() for a in p.adapters}
+    assert said >= ADAPTERS
+    for pattern in patterns():
+        assert sum(bool(getattr(pattern, k)) for k in ORDER) == 1, pattern
+        assert pattern.error_class in CLASSES[:-1]
+        assert pattern.source.startswith("https://")
+        assert pattern.sqlstate not in AMBIGUOUS
+    for adapter in ADAPTERS:
+        classes = {p.error_class for p in patterns() if {adapter, "*"} & set(p.adapters)}
+        assert {TRANSIENT, PERMISSION, CODE, DATA} <= classes, adapter
+
+
+@pytest.mark.parametrize("state", ["57014", "02000", "08001"])
+def test_an_ambiguous_sqlstate_alone_says_nothing(state: str) -> None:
+    message = f"Database Error in model m (models/m.sql)\n  000999 ({state}): Something happened."
+    found, evidence = classify(message, "snowflake")
+    assert found == UNKNOWN
+    assert evidence == Evidence("", "", "000999", state, "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "000604 (57014): SQL execution canceled",
+        "000603 (XX000): 01a3d923-0000-5073-0000-88c1000885a6: SQL execution internal error:",
+        "canceling statement due to user request",
+        "INTERRUPT Error: Interrupted!",
+        "IO Error: Cannot open file",
+        "250001 (08001): Failed to connect to DB: x.snowflakecomputing.com:443.",
+        "",
+    ],
+)
+def test_what_could_be_several_things_is_unknown(message: str) -> None:
+    assert classify(f"Database Error in model m (models/m.sql)\n  {message}")[0] == UNKNOWN
+
+
+def test_text_beats_code_and_code_beats_sqlstate() -> None:
+    quota = "090073 (42501): Warehouse 'W' cannot be resumed because resource monitor 'M' has exceeded its quota."
+    assert classify(quota, "snowflake")[1].by == "text"
+    known = "000904 (42501): SQL compilation error"
+    assert classify(known, "snowflake")[:1] == (CODE,)
+    assert classify("000999 (42501): no", "snowflake")[0] == PERMISSION
+
+
+def test_another_adapters_words_are_not_taken_for_its_own() -> None:
+    deadlock = "Database Error in model m (models/m.sql)\n  deadlock detected"
+    assert classify(deadlock, "postgres")[0] == TRANSIENT
+    assert classify(deadlock, "duckdb")[0] == UNKNOWN
+
+
+def test_sql_quoted_by_the_warehouse_is_not_its_word() -> None:
+    message = (
+        "Runtime Error in model m (models/m.sql)\n"
+        '  Binder Error: Referenced column "x" not found\n\n'
+        "  LINE 3: select x, 'IO Error: Could not set lock on file'\n"
+        "                 ^\n"
+    )
+    assert classify(message, "duckdb")[0] == CODE
+
+
+def test_envelopes_come_off_one_by_one() -> None:
+    nested = (
+        "Runtime Error in unit_test health_of_an_account (models/core/core.yml)\n"
+        "  An error occurred during execution of unit test 'health_of_an_account'. There may be an "
+        "error in the unit test definition: check the data types.\n"
+        "   Database Error\n"
+        '    001003 (42000): Parser Error: TEMPORARY table names can *only* use the "temp" catalog'
+    )
+    error = unwrap(nested)
+    assert error.kind == "Database"
+    assert error.lines[0].startswith("001003 (42000): Parser Error")
+    assert unwrap("just words").lines == ("just words",)
+    assert unwrap("Database Error").lines == ("Database Error",)
+    assert unwrap("").lines == ()
+
+
+def test_evidence_has_code_sqlstate_and_query_id() -> None:
+    message = (
+        "Database Error in model orders (models/orders.sql)\n"
+        "  000904 (42000): 01b43b22-0509-2fce-0003-29019743c13b: SQL compilation error: error line 3\n"
+        "  invalid identifier 'ORDER_TOTL'"
+    )
+    said = diagnose(NodeResult("model.p.orders", "error", message), "snowflake")
+    assert said.evidence == Evidence(
+        "code", "000904", "000904", "42000", "01b43b22-0509-2fce-0003-29019743c13b"
+    )
+    assert said.summary.startswith("000904 (42000)")
+    told = diagnose(
+        NodeResult("model.p.o", "error", message, query_id="of-the-adapter"), "snowflake"
+    )
+    assert told.evidence.query_id == "of-the-adapter"
+
+
+def test_a_failed_test_is_about_data_and_an_errored_one_is_read() -> None:
+    fail = NodeResult("test.p.t.1", "fail", "Got 2 results, configured to fail if != 0")
+    assert diagnose(fail).error_class == DATA
+    assert diagnose(fail).evidence.by == "status"
+    error = NodeResult("test.p.t.1", "error", "Compilation Error in test t (m.yml)\n  undefined")
+    assert diagnose(error).error_class == CODE
+
+
+def test_a_runs_nodes_are_read_with_the_adapter_of_their_own_invocation() -> None:
+    run = RunInfo("r", "2026-01-31T06:00:00Z")
+    deadlock = NodeResult("model.p.a", "error", "deadlock detected")
+    state = RunState(
+        run,
+        [
+            Invocation("i1", run, adapter_type="postgres"),
+            Invocation("i2", run, adapter_type="duckdb"),
+        ],
+        {
+            "model.p.a": NodeState(deadlock, 1, "i1", 0),
+            "model.p.b": NodeState(
+                NodeResult("model.p.b", "error", "deadlock detected"), 1, "i2", 1
+            ),
+            "model.p.c": NodeState(NodeResult("model.p.c", "success"), 1, "i1", 0),
+            "model.p.d": NodeState(NodeResult("model.p.d", "skipped"), 1, "i1", 0),
+        },
+    )
+    assert {u: d.error_class for u, d in diagnoses(state).items()} == {
+        "model.p.a": TRANSIENT,
+        "model.p.b": UNKNOWN,
+    }

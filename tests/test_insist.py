@@ -1,0 +1,148 @@
+"""Retrying what time can mend, with a bound: a real lock on a DuckDB file that a model attaches."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dbt_recover.errors import EXIT_INTERRUPTED, EXIT_STILL_FAILING, UsageError
+from dbt_recover.insist import LONGEST_PAUSE, Patience
+from projects import RELAY, Checkout, written
+
+slow = pytest.mark.slow
+
+FILES = {
+    "dbt_project.yml": "name: locked\nversion: '1.0'\nprofile: relay\n"
+    "models: {locked: {+materialized: table}}\n",
+    "profiles.yml": RELAY["profiles.yml"],
+    "models/first.sql": "select 1 as id",
+    "models/reader.sql": "{{ config(pre_hook=\"attach if not exists '{{ env_var('OTHER') }}' as "
+    "other (read_only)\") }}\nselect rows.id from other.main.rows, {{ ref('first') }} as f\n",
+    "models/last.sql": "select id, {{ env_var('COLUMN', 'id') }} as x from {{ ref('reader') }}\n",
+}
+FIRST, READER, LAST = (f"model.locked.{n}" for n in ("first", "reader", "last"))
+
+_HOLDER = """
+import duckdb, sys
+con = duckdb.connect(sys.argv[1])
+con.execute("create or replace table rows as select 7 as id")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that has the file; it lets go when its stdin is closed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdin
+    assert holder.stdout
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        yield holder
+    finally:
+        holder.stdin.close()
+        holder.wait(30)
+        holder.stdout.close()
+
+
+def project(home: Path) -> Checkout:
+    return written(home, FILES).having(OTHER=home / "other.duckdb")
+
+
+def show(here: Checkout) -> dict[str, object]:
+    found: dict[str, object] = here.recover("show", "-o", "json").json
+    return found
+
+
+@pytest.mark.parametrize("chance, factor", [(0.0, 0.5), (0.5, 1.0), (1.0, 1.5)])
+def test_pauses_double_up_to_a_bound_with_chance(chance: float, factor: float) -> None:
+    patience = Patience(backoff=10)
+    pauses = [patience.pause(n, lambda: chance) for n in (1, 2, 3, 400)]
+    assert pauses == [10 * factor, 20 * factor, 40 * factor, LONGEST_PAUSE * factor]
+
+
+@slow
+def test_exec_retries_a_lock_and_stops_at_another_class(tmp_path: Path) -> None:
+    here = project(tmp_path / "here").having(COLUMN="nonsense")
+    with lock(tmp_path / "here" / "other.duckdb") as holder:
+        command = ("exec", "--retry-transient", "3", "--backoff", "4", "--", "dbt", "build")
+        with here.start(*command) as running:
+            running.until(lambda: "retry 1 of 3 in" in running.ran().err, "it says that it waits")
+            assert holder.stdin
+            holder.stdin.close()
+            holder.wait(30)
+            ran = running.end()
+    assert ran.code == 1, ran
+    # The lock was gone, and the next model has a column that is not there: no third attempt.
+    assert f"not retried: {LAST} failed with class code" in ran.err
+    assert "mend the code" in ran.err
+    shown = here.recover("show", "-o", "json").json
+    assert [i["attempt"] for i in shown["invocations"]] == [1, 2]
+    assert [(n["unique_id"], n["class"]) for n in shown["failed"]] == [(LAST, "code")]
+    assert shown["counts"]["success"] == 2
+
+    # exec's own kind of ending, and one who waits for it in vain.
+    again = here.recover("exec", "--retry-transient", "2", "--", "dbt", "build")
+    assert again.code == 1
+    assert len(here.calls) == 1, "dbt was started once, by this exec"
+
+    mended = here.having(COLUMN="id")
+    assert mended.recover("retry", "--on", "code", "--attempts", "1").code == 0
+    assert mended.calls[-1].executed == [LAST]
+
+
+@slow
+def test_retry_on_transient_is_bounded_and_recovers(tmp_path: Path) -> None:
+    here = project(tmp_path / "here")
+    with lock(tmp_path / "here" / "other.duckdb"):
+        assert here.recover("exec", "--", "dbt", "build").code == 1
+        (failed,) = here.recover("show", "-o", "json").json["failed"]
+        assert failed["class"] == "transient"
+        assert "Could not set lock on file" in failed["evidence"]["matched"]
+        planned = here.recover("plan", "-o", "json").json["nodes"]
+        assert [(n["unique_id"], n["class"]) for n in planned] == [
+            (READER, "transient"),
+            (LAST, None),
+        ]
+
+        ran = here.recover(
+            "retry", "--on", "transient", "--attempts", "2", "--backoff", "0.1", "-o", "json"
+        )
+        assert ran.code == EXIT_STILL_FAILING, ran
+        assert (ran.json["outcome"], ran.json["attempt"]) == ("failing", 3)
+        assert ran.json["executed"] == [READER]
+        assert ran.json["still_failing"][0]["class"] == "transient"
+        assert "still failing after 2 of 2 retries" in ran.err
+
+        # Waiting is no work to be interrupted: it just ends.
+        with here.start("retry", "--on", "transient", "--backoff", "600") as running:
+            running.until(lambda: "retry 2 of 3 in" in running.ran().err, "it waits")
+            running.signal(signal.SIGINT)
+            assert running.end().code == EXIT_INTERRUPTED
+
+    calls = len(here.calls)
+    refused = here.recover("retry", "--on", "code")
+    assert refused.code == EXIT_STILL_FAILING
+    assert f"not retried: {READER} failed with class transient" in refused.err
+    assert len(here.calls) == calls, "dbt was not started"
+
+    ran = here.recover("retry", "--on", "transient")
+    assert ran.code == 0, ran
+    assert "recovered by attempt 5" in ran.out
+    assert here.calls[-1].executed == [LAST, READER]
+    assert here.recover("retry", "--on", "transient").code == 0
+
+
+def test_how_often_without_what_is_no_sense(tmp_path: Path) -> None:
+    ran = project(tmp_path / "here").recover("retry", "--attempts", "2")
+    assert ran.code == UsageError.exit_code
+    assert "--on transient" in ran.err

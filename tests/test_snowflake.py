@@ -1,0 +1,306 @@
+"""The whole story on Snowflake's adapter and wire protocol: see docs/snowflake.md for what is the
+real thing here and what is played back.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projects import Checkout, demo
+from servers import ServerUnavailable
+from snowflake_server import WAREHOUSES, Front, Rule, snowflake_server, tables
+
+pytestmark = pytest.mark.slow
+
+# fakesnow cannot run a unit test, nor an incremental model or a snapshot a second time.
+LEFT_OUT = ("--exclude", "resource_type:unit_test", "fct_daily_usage+", "resource_type:snapshot")
+
+_PROFILE = """
+b2b_analytics:
+  target: prod
+  outputs:
+    prod: &prod
+      type: snowflake
+      account: "{{ env_var('SNOWFLAKE_ACCOUNT') }}"
+      user: "{{ env_var('SNOWFLAKE_USER') }}"
+      password: "{{ env_var('SNOWFLAKE_PASSWORD') }}"
+      role: TRANSFORMER
+      warehouse: TRANSFORMING_WH
+      database: "{{ env_var('SNOWFLAKE_DATABASE', 'ANALYTICS') }}"
+      schema: dbt_prod
+      threads: 4
+      host: localhost
+      port: "{{ env_var('PORT') | int }}"
+      protocol: http
+    repair:
+      <<: *prod
+      schema: dbt_repair
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    try:
+        with snowflake_server(tmp_path_factory.mktemp("snowflake")) as front:
+            yield front
+    except ServerUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def front(server: Front) -> Iterator[Front]:
+    yield server
+    server.rules.clear()
+    server.seen.clear()
+    server.canceled.set()
+    server.canceled.clear()
+
+
+def project(home: Path, front: Front, database: str) -> Checkout:
+    """The demo project on a database of its own."""
+    here = demo(home).having(
+        REAL_DBT=WAREHOUSES / "dbt",
+        SNOWFLAKE_ACCOUNT="fakesnow",
+        SNOWFLAKE_USER="dbt",
+        SNOWFLAKE_PASSWORD="geheim",
+        SNOWFLAKE_DATABASE=database,
+        PORT=front.port,
+    )
+    (here.root / "profiles.yml").write_text(_PROFILE)
+    return here
+
+
+@pytest.fixture(scope="module")
+def clean(server: Front, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a mended project leaves on an empty database."""
+    here = project(tmp_path_factory.mktemp("clean") / "here", server, "CLEAN")
+    here.mend()
+    done = here.dbt("build", *LEFT_OUT)
+    assert done.code == 0, done.out
+    return tables(server, "CLEAN")
+
+
+STG_CONTRACTS = "model.b2b_analytics.stg_contracts"
+STG_INVOICES = "model.b2b_analytics.stg_invoices"
+STG_PLANS = "model.b2b_analytics.stg_plans"
+FCT_CONTRACTS = "model.b2b_analytics.fct_contracts"
+
+
+def created(name: str) -> str:
+    """What the query has in it that builds this model: its comment."""
+    return f'"node_id": "model.b2b_analytics.{name}"'
+
+
+def building(front: Front, name: str, **what: Any) -> Rule:
+    """A rule for the query that builds a model: the first one of its node."""
+    return front.add(Rule(created(name), **what))
+
+
+def failures(here: Checkout) -> dict[str, dict[str, Any]]:
+    return {n["unique_id"]: n for n in here.recover("show", "-o", "json").json["failed"]}
+
+
+def test_a_pipeline_in_layers_fails_and_is_recovered(
+    front: Front, clean: dict[str, Any], tmp_path: Path
+) -> None:
+    here = project(tmp_path / "here", front, "LAYERS")
+    steps = (
+        ("staging", ("tag:raw", "tag:staging")),
+        ("core", ("tag:core",)),
+        ("reporting", ("tag:reporting",)),
+    )
+    commands = {n: ["dbt", "build", "--select", *s, *LEFT_OUT] for n, s in steps}
+    (here.root / "dbt_recover.toml").write_text(
+        "".join(
+            ['[[pipeline]]\nrun = "nightly/*"\n']
+            + [
+                f'[[pipeline.steps]]\nname = "{n}"\ncommand = "{" ".join(c)}"\n'
+                for n, c in commands.items()
+            ]
+        )
+    )
+    night = here.recover(
+        "exec", "--run-id", "nightly/1", "--step", "staging", "--", *commands["staging"]
+    )
+    assert night.code == 1
+
+    failed = failures(here)
+    cast = failed[STG_CONTRACTS]
+    assert cast["class"] == "data"
+    evidence = cast["evidence"]
+    assert (evidence["by"], evidence["code"], evidence["sqlstate"]) == ("code", "100035", "22007")
+    assert len(evidence["query_id"]) == 36
+    assert evidence["query_id"] == cast["query_id"]
+    assert evidence["query_id"] in here.recover("show").out
+    # Every query leads back to it.
+    tag = '"run": {"run_id":"nightly/1","attempt":1,"step":"staging"}'
+    assert [q for q in front.seen if created("stg_contracts") in q and tag in q]
+
+    here.mend()
+    planned = {n["unique_id"]: n["class"] for n in here.recover("plan", "-o", "json").json["nodes"]}
+    assert planned[STG_CONTRACTS] == "data"
+    assert planned[FCT_CONTRACTS] is None
+    ran = here.recover("retry", "-o", "json")
+    assert (ran.code, ran.json["outcome"]) == (0, "recovered"), ran
+    assert sorted(planned) == sorted(ran.json["executed"])
+    assert tables(front, "LAYERS") == clean
+
+
+def test_in_another_schema_on_top_of_production_then_in_its_own(
+    front: Front, clean: dict[str, Any], tmp_path: Path
+) -> None:
+    here = project(tmp_path / "here", front, "DEFER")
+    assert here.recover("exec", "--", "dbt", "build", *LEFT_OUT).code == 1
+    before = tables(front, "DEFER")
+    here.mend()
+    planned = here.plan()
+    ran = here.recover("retry", "--strategy", "defer", "--target", "repair", "-o", "json")
+    assert (ran.code, ran.json["outcome"]) == (0, "recovered"), ran
+    assert here.calls[-1].executed == planned
+    after = tables(front, "DEFER")
+    built = sorted(after.keys() - before.keys())
+    assert "DBT_REPAIR.FCT_CONTRACTS" in built
+    assert "DBT_REPAIR.FCT_PAYMENTS" not in built
+    assert {name: after[name] for name in before} == before
+    for name in built:
+        assert after[name] == clean[name.replace("DBT_REPAIR", "DBT_PROD")], name
+
+    # Production still lacks it; dbt's own retry as the means.
+    assert here.plan() == planned
+    ran = here.recover("retry", "--strategy", "retry", "-o", "json")
+    assert (ran.code, ran.json["outcome"]) == (0, "recovered"), ran
+    assert here.calls[-1].argv[0] == "retry"
+    now = tables(front, "DEFER")
+    assert {k: v for k, v in now.items() if k.startswith("DBT_PROD.")} == clean
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "sigkill"])
+def test_ended_in_the_middle_of_a_query(
+    how: str, front: Front, clean: dict[str, Any], tmp_path: Path
+) -> None:
+    here = project(tmp_path / "here", front, "MIDDLE_" + how[0])
+    here.mend()
+    held = building(front, "stg_contracts", hold=True)
+    with here.start("exec", "--", "dbt", "build", *LEFT_OUT) as running:
+        running.until(held.came.is_set, "the query is at work")
+        running.dbt()
+        if how == "ctrl-c":
+            running.signal(signal.SIGINT)
+            ran = running.end()
+            assert ran.code not in (0, 1), ran
+            assert front.canceled.is_set(), "the session was told to cancel"
+        else:
+            # dbt dies with its queries at work: the session stays behind in the warehouse.
+            running.signal_dbt(signal.SIGKILL)
+            running.signal_group(signal.SIGKILL)
+            running.process.wait()
+            running.dbt_ended()
+    shown = here.recover("show", "-o", "json").json
+    assert shown["run"]["status"] == "failed"
+    assert STG_CONTRACTS in [*shown["in_flight"], *shown["never_started"]] + [
+        n["unique_id"] for n in shown["failed"]
+    ]
+    ran = here.recover("retry", "-o", "json")
+    assert (ran.code, ran.json["outcome"]) == (0, "recovered"), ran
+    assert tables(front, "MIDDLE_" + how[0]) == clean
+
+
+def test_answers_of_the_service_are_told_apart(front: Front, tmp_path: Path) -> None:
+    here = project(tmp_path / "here", front, "ANSWERS")
+    here.mend()
+    building(
+        front,
+        "stg_contracts",
+        answer=(
+            "000630",
+            "57014",
+            "Statement reached its statement or warehouse timeout of 1,200 second(s) and was canceled.",
+        ),
+    )
+    building(
+        front,
+        "stg_invoices",
+        answer=(
+            "000625",
+            "57014",
+            (
+                "Statement '01b43b22-0509-2fce-0003-29019743c0af' has locked table 'STG_INVOICES' in "
+                "transaction 1715330074481000000 and this lock has not yet been released."
+            ),
+        ),
+    )
+    building(
+        front,
+        "stg_plans",
+        answer=(
+            "003001",
+            "42501",
+            "SQL access control error:\nInsufficient privileges to operate on schema 'DBT_PROD'",
+        ),
+    )
+    building(
+        front,
+        "stg_accounts",
+        times=9,
+        answer=(
+            "390114",
+            "08001",
+            "Authentication token has expired.  The user must authenticate again.",
+        ),
+    )
+    build = ("dbt", "build", "--select", "tag:raw", "tag:staging", *LEFT_OUT)
+    assert here.recover("exec", "--", *build).code == 1
+    failed = failures(here)
+    print({u: (n["class"], n["message"]) for u, n in failed.items()})
+    assert {u.split(".")[2]: (n["class"], n["evidence"]["code"]) for u, n in failed.items()} == {
+        "stg_contracts": ("timeout", "000630"),
+        "stg_invoices": ("transient", "000625"),
+        "stg_plans": ("permission", "003001"),
+        "stg_accounts": ("transient", "390114"),
+    }
+    assert all(len(n["query_id"] or "") == 36 for n in failed.values())
+    # A retry that is for the transient ones alone is not for this run.
+    stopped = here.recover("retry", "--on", "transient")
+    assert stopped.code == 1
+    assert f"not retried: {STG_CONTRACTS} failed with class timeout" in stopped.err
+    assert len(here.calls) == 1
+
+
+def test_a_lock_and_a_bad_line_pass_by_themselves(
+    front: Front, clean: dict[str, Any], tmp_path: Path
+) -> None:
+    here = project(tmp_path / "here", front, "WEATHER")
+    here.mend()
+    building(
+        front,
+        "stg_invoices",
+        answer=(
+            "000625",
+            "57014",
+            (
+                "Statement '01b43b22-0509-2fce-0003-29019743c0af' has locked table 'STG_INVOICES' in "
+                "transaction 1715330074481000000 and this lock has not yet been released."
+            ),
+        ),
+    )
+    # What the connector itself tries again: a connection that breaks before the query or after it.
+    reset = building(front, "stg_plans", reset=True)
+    lost = building(front, "dim_accounts", lose_answer=True)
+    slow = building(front, "stg_contracts", delay=1.0)
+    ran = here.recover(
+        "exec", "--retry-transient", "2", "--backoff", "0.1", "--", "dbt", "build", *LEFT_OUT
+    )
+    assert ran.code == 0, ran
+    assert "recovered by attempt 2" in ran.err
+    for rule in (reset, lost, slow):
+        assert rule.came.is_set()
+    shown = here.recover("show", "-o", "json").json
+    assert [i["attempt"] for i in shown["invocations"]] == [1, 2]
+    assert [i["exit_code"] for i in shown["invocations"]] == [1, 0]
+    assert here.calls[-1].executed[0].startswith("model.b2b_analytics.fct_payments")
+    assert tables(front, "WEATHER") == clean

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from _equivalence_failures import KINDS, NEEDS_BUILD, RUN_ID, Failure, NoVictim, presumed
-from _equivalence_judge import Clean, clean_run, differences, holding, smallest
+from _equivalence_judge import Clean, clean_run, smallest
 from _equivalence_project import DAYS, RUN_DAY, YESTERDAY, Project, day_flags, draw
-from _equivalence_room import Execution, Ran, Room, Stuck, Table
-
-REFUSED = 12
-_FLAGS = ("non-idempotent", "drift", "unknown-scope", "older-run")
+from _equivalence_room import Execution, Ran, Room, Table
 
 
 class Void(Exception):
@@ -41,7 +36,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
     """What else is not as it should be."""
     if_allowed: str = ""
-    """After a refusal: the verdict when the flag that it names is given."""
+    """After a refusal: the verdict when the flag that it names is given, or the command is run again
+    as it says."""
     output: str = ""
 
 
@@ -60,6 +56,10 @@ class Case:
     commands: list[str] = field(default_factory=list)
     smallest: list[str] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
+    smaller_tried: int = 0
+    """How many smaller sets were executed (--brute-force)."""
+    smaller: list[list[str]] = field(default_factory=list)
+    """Those of them that did it: there should be none."""
 
     @property
     def reproduction(self) -> str:
@@ -99,37 +99,10 @@ class Situation:
         return self.room.executions(self.calls)
 
 
-def run_case(
-    seed: int,
-    kind: str,
-    index: int,
-    ways: Sequence[str],
-    *,
-    max_nodes: int,
-    home: Path,
-    dbt: Path | None = None,
-) -> Case:
-    """Do it all, in a directory that must not exist yet."""
-    case = Case(seed, kind, index)
-    try:
-        situation = _prepare(
-            case, random.Random(f"{seed}/{kind}/{index}"), max_nodes, Room(home, dbt)
-        )
-        for way in ways:
-            situation.room.restore("broken")
-            try:
-                WAYS[way](situation, case)
-            except Stuck as exc:
-                case.results[way] = Result(way, "wrong", -1, [], notes=[f"stuck: {exc}"])
-    except (Void, NoVictim, Stuck) as exc:
-        case.void = str(exc) or "no node fits"
-    return case
-
-
 # ---- the failure -----------------------------------------------------------------------------
 
 
-def _prepare(case: Case, rng: random.Random, max_nodes: int, room: Room) -> Situation:
+def prepare(case: Case, rng: random.Random, max_nodes: int, room: Room) -> Situation:
     kind = case.kind
     project = _fitting(rng, kind, max_nodes)
     case.history = kind == "layered" or rng.random() < 0.6
@@ -347,196 +320,3 @@ def _edited(project: Project, failure: Failure) -> set[str]:
     if "macro:scaled" in failure.defects:
         found |= {n.unique_id for n in project.nodes.values() if n.scaled}
     return found
-
-
-# ---- ways to recover -------------------------------------------------------------------------
-
-
-def _judge(s: Situation, case: Case, way: str, ran: Ran) -> Result:
-    executed = s.recovered()
-    held = holding(s.room.executions(), s.clean.manifest, s.edited, s.calls)
-    differing = differences(s.room.tables(), s.clean.tables)
-    open_tests = sorted(s.clean.tests - held)
-    right = not differing and not open_tests and ran.code == 0
-    result = Result(
-        way,
-        "right" if right else "wrong",
-        ran.code,
-        [e.unique_id for e in executed],
-        differing,
-        open_tests,
-        output="" if right else (ran.out[-1500:] + ran.err[-1500:]),
-    )
-    result.extra = dict.fromkeys([u for u in result.executed if u not in s.smallest], "")
-    case.results[way] = result
-    return result
-
-
-def _twice(s: Situation, command: Callable[..., Ran]) -> Ran:
-    """Once; or, where the failure says so, once with a kill and once more."""
-    if s.failure.retry_kill:
-        command(kill=s.failure.retry_kill)
-    return command(kill=None)
-
-
-def _dbt_recover(s: Situation, case: Case) -> None:
-    room = s.room
-    if s.failure.lost_disk:
-        shutil.rmtree(room.project / "target")  # it needs none of it
-    notes: list[str] = []
-    reasons: dict[str, str] = {}
-    if s.failure.retry_kill:
-        room.recover("retry", *s.run, kill=s.failure.retry_kill)
-    before, tables = len(room.argvs()), room.tables()
-    planned = room.recover("plan", *s.run, "--ask-dbt", "-o", "json")
-    if planned.code == 0:
-        document = json.loads(planned.out)
-        reasons = {n["unique_id"]: f"{n['cause']}: {n['reason']}" for n in document["nodes"]}
-    elif planned.code != REFUSED:
-        notes.append(f"plan exits with {planned.code}: {planned.err[-400:]}")
-    done = room.recover("retry", *s.run, "-o", "json")
-    if done.code == REFUSED:
-        if room.executions(before) or differences(room.tables(), tables):
-            notes.append("refused, and yet something was executed or changed")
-        again = room.recover("retry", *s.run, "-o", "json", *(f"--allow-{f}" for f in _FLAGS))
-        allowed = _judge(s, case, "dbt-recover", again)
-        result = Result(
-            "dbt-recover",
-            "refused",
-            done.code,
-            [],
-            if_allowed=allowed.verdict,
-            differences=allowed.differences,
-            open_tests=allowed.open_tests,
-            output=done.err[-1500:] + ("" if allowed.verdict == "right" else again.err[-1500:]),
-        )
-        case.results["dbt-recover"] = result
-    else:
-        result = _judge(s, case, "dbt-recover", done)
-        executed = {e.unique_id for e in room.executions(before)}
-        try:
-            said = json.loads(done.out)
-        except ValueError:
-            notes.append(f"stdout of retry is no JSON: {done.out[-200:]!r}")
-        else:
-            if set(said["executed"]) != executed:
-                notes.append(
-                    f"it says it executed {sorted(said['executed'])}, dbt {sorted(executed)}"
-                )
-        if done.code == 0 and reasons.keys() != executed:
-            notes.append(
-                f"planned and not executed: {sorted(reasons.keys() - executed)},"
-                f" executed and not planned: {sorted(executed - reasons.keys())}"
-            )
-    for uid in result.extra:
-        result.extra[uid] = reasons.get(uid, "executed by the retry that was killed")
-    result.notes = notes
-
-
-def _dbt_retry(s: Situation, case: Case) -> None:
-    _judge(s, case, "dbt retry", _twice(s, lambda kill: s.room.dbt("retry", kill=kill)))
-
-
-def _by_state(way: str, words: Sequence[str]) -> Callable[[Situation, Case], None]:
-    def recover(s: Situation, case: Case) -> None:
-        # The flags of the command that failed, as whoever types it would repeat them.
-        flags = _without_selection(s.steps[s.last_step][1], words[0])
-
-        def command(kill: Any) -> Ran:
-            state, target = s.room.here / "state", s.room.project / "target"
-            shutil.rmtree(state, ignore_errors=True)
-            state.mkdir()
-            for name in ("manifest.json", "run_results.json"):
-                if (target / name).exists():
-                    shutil.copy2(target / name, state / name)
-            return s.room.dbt(*words, "--state", str(state), *flags, kill=kill)
-
-        _judge(s, case, way, _twice(s, command))
-
-    return recover
-
-
-def _without_selection(words: Sequence[str], command: str) -> list[str]:
-    kept: list[str] = []
-    dropping = False
-    for word in words[1:]:
-        if word.startswith("--"):
-            dropping = word in ("--select", "--exclude")
-        if not dropping:
-            kept.append(word)
-    return kept
-
-
-def _rebuild(s: Situation, case: Case) -> None:
-    def command(kill: Any) -> Ran:
-        ran = Ran(0, "", "")
-        for _, words in s.steps:
-            ran = s.room.dbt(*words, kill=kill)
-            if ran.code != 0:
-                break
-        return ran
-
-    _judge(s, case, "everything again", _twice(s, command))
-
-
-def _smallest(s: Situation, case: Case) -> None:
-    """The smallest set itself, executed: that it is enough is checked, not only argued."""
-    state = s.room.here / "state"
-    state.mkdir()
-    results: list[dict[str, object]] = [
-        {
-            "unique_id": u,
-            "status": "error",
-            "timing": [],
-            "thread_id": "",
-            "execution_time": 0,
-            "adapter_response": {},
-            "message": None,
-            "failures": None,
-            "compiled": None,
-            "compiled_code": None,
-            "relation_name": None,
-        }
-        for u in case.smallest
-    ]
-    document = {
-        "metadata": {
-            "dbt_schema_version": "https://schemas.getdbt.com/dbt/run-results/v6.json",
-            "dbt_version": "1.11.0",
-        },
-        "results": results,
-        "elapsed_time": 0,
-        "args": {"which": "build"},
-    }
-    (state / "run_results.json").write_text(json.dumps(document))
-    flags = [w for w in _without_selection(s.steps[s.last_step][1], "build") if w != "--fail-fast"]
-    if not any(f.startswith("--event") for f in flags):
-        flags += next((_events(w) for _, w in s.steps if _events(w)), [])
-    words = ["build", "--select", "result:error", "--indirect-selection", "empty"]
-    ran = s.room.dbt(*words, "--state", str(state), *flags) if results else Ran(0, "", "")
-    _judge(s, case, "the smallest set", ran)
-
-
-def _events(words: Sequence[str]) -> list[str]:
-    if "--event-time-start" not in words:
-        return []
-    at = list(words).index("--event-time-start")
-    return list(words[at : at + 4])
-
-
-WAYS: dict[str, Callable[[Situation, Case], None]] = {
-    "dbt-recover": _dbt_recover,
-    "dbt retry": _dbt_retry,
-    "lesson": _by_state("lesson", ["run", "--select", "result:error", "result:fail"]),
-    "result:+": _by_state(
-        "result:+", ["build", "--select", "result:error+", "result:fail+", "result:skipped+"]
-    ),
-    "everything again": _rebuild,
-    "the smallest set": _smallest,
-}
-ORACLE = "the smallest set"
-
-
-def in_scope(uids: Collection[str], scope: Collection[str]) -> list[str]:
-    """Those in scope, sorted."""
-    return sorted(set(uids) & set(scope))

@@ -184,7 +184,7 @@ def transient(rng: random.Random, project: Project, scope: Scope) -> Failure:
     """A query ends in an error once; nothing is edited."""
     fit = [n for n in _scoped(project, scope, "model", "snapshot") if n.can_wait]
     node = _pick(rng, project, scope, fit)
-    name = node.name + rng.choice(("", "", "_after"))
+    name = node.name + rng.choice(("", "", "_after" if node.hook else ""))
     return Failure(f"transient error in {node.materialized or node.kind} {name}", broken=(name,))
 
 
@@ -297,7 +297,8 @@ def kill(
             continue
         if node.can_wait:
             fit += [(node, node.name)] * 2
-        fit.append((node, f"{node.name}_after"))
+        if node.hook:
+            fit.append((node, f"{node.name}_after"))
     if not fit:
         raise NoVictim
     node, slow = rng.choice(fit)
@@ -339,6 +340,17 @@ def _killed(number: int) -> Fault:
         return made
 
     return draw
+
+
+def _any_moment(rng: random.Random, project: Project, scope: Scope) -> Failure:
+    number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL))
+    chosen = Kill(
+        number,
+        only_dbt=number == signal.SIGKILL and rng.random() < 0.3,
+        events=rng.randint(0, int(1.6 * len(scope))),
+        delay=rng.random() * rng.choice((0.001, 0.01, 0.1)),
+    )
+    return Failure(chosen.story, kill=chosen)
 
 
 def _two_or_one(rng: random.Random, project: Project, scope: Scope) -> Failure:
@@ -406,6 +418,7 @@ KINDS: dict[str, Fault] = {
     "ctrl_c": _killed(signal.SIGINT),
     "sigterm": _killed(signal.SIGTERM),
     "sigkill": _killed(signal.SIGKILL),
+    "any_moment": _any_moment,
     "lost_disk": _lost,
     "layered": _layered,
     "retry_killed": _retry_killed,

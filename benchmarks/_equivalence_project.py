@@ -51,6 +51,8 @@ class Node:
     """Whether it calls the shared macro."""
     day_var: bool = False
     """Whether its rows depend on the var run_day."""
+    hook: bool = False
+    """Whether it has a post-hook, which runs when its own query has been committed."""
 
     @property
     def unique_id(self) -> str:
@@ -127,6 +129,12 @@ class Project:
     def above(self, name: str) -> set[str]:
         """All nodes above it."""
         return {n for n in self.nodes if name in self.below(n)}
+
+    def is_text(self, node: Node) -> bool:
+        """Whether its values are text: a snapshot has the columns of what it snapshots."""
+        while node.kind == "snapshot":
+            node = self.nodes[node.parents[0]]
+        return node.raw
 
     def tests_of(self, name: str, *kinds: str, warn: bool | None = None) -> list[Test]:
         """Its tests, of these kinds and this severity."""
@@ -210,7 +218,13 @@ def draw(rng: random.Random, size: int, *, calm: bool, pipeline: bool = False) -
                 if n.materialized not in ("ephemeral", "microbatch") and n.strategy != "append"
             ]
             of = rng.choice(fit)
-            node = Node(f"snap{number}", "snapshot", min(of.layer + 1, layers - 1), (of.name,))
+            node = Node(
+                f"snap{number}",
+                "snapshot",
+                min(of.layer + 1, layers - 1),
+                (of.name,),
+                hook=rng.random() < 0.5,
+            )
             project.nodes[node.name] = node
             if not pipeline and rng.random() < 0.6:
                 _draw_model(rng, project, f"s{number}", layers - 1, calm=calm, parent=node.name)
@@ -289,6 +303,7 @@ def _draw_model(
         keep=keep,
         scaled=materialized != "microbatch" and rng.random() < 0.25,
         day_var=rng.random() < 0.2,
+        hook=materialized != "ephemeral" and rng.random() < 0.5,
     )
 
 
@@ -401,8 +416,8 @@ def ref(project: Project, name: str) -> str:
     return "{{ source('raw', '%s') }}" % name if node.kind == "source" else "{{ ref('%s') }}" % name
 
 
-def _value(node: Node, parent: Node) -> str:
-    if not parent.raw:
+def _value(project: Project, node: Node, parent: Node) -> str:
+    if not project.is_text(parent):
         return "v"
     return "cast(v as bigint)" if node.strict else "coalesce(try_cast(v as bigint), -1)"
 
@@ -426,14 +441,14 @@ def _model(project: Project, node: Node, defect: str) -> str:
     where = [f"id % {node.keep[0]} != {node.keep[1]}"] if node.keep else []
     if node.materialized == "microbatch":
         parent = project.nodes[node.parents[0]]
-        x = _value(node, parent)
+        x = _value(project, node, parent)
         where.append(f"{{{{ quiet('{node.name}') }}}}")
         return (
             f"{config}select id, {_formula(node, x, defect)} as v, day{broken}\n"
             f"from {ref(project, parent.name)}\nwhere {' and '.join(where)}\n"
         )
     parts = [
-        f"select id, {_value(node, project.nodes[p])} as v, day from {ref(project, p)}"
+        f"select id, {_value(project, node, project.nodes[p])} as v, day from {ref(project, p)}"
         + (" where dbt_valid_to is null" if project.nodes[p].kind == "snapshot" else "")
         for p in node.parents
     ]
@@ -467,6 +482,7 @@ def _config(node: Node) -> str:
             words["unique_key"] = "'id'"
     if node.materialized != "ephemeral":
         words["event_time"] = "'day'"
+    if node.hook:
         words["post_hook"] = _after(node)
     return "{{ config(" + ", ".join(f"{k}={v}" for k, v in words.items()) + ") }}\n"
 
@@ -477,12 +493,14 @@ def _after(node: Node) -> str:
 
 def _snapshot(project: Project, node: Node, defect: str) -> str:
     parent = project.nodes[node.parents[0]]
-    value = f"-1 * ({'cast(v as bigint)' if parent.raw else 'v'})" if defect == "logic" else "v"
+    own = "cast(v as bigint)" if project.is_text(parent) else "v"
+    value = f"-1 * ({own})" if defect == "logic" else "v"
     broken = ", no_such_column" if defect == "sql" else ""
     where = " and dbt_valid_to is null" if parent.kind == "snapshot" else ""
+    hook = f", post_hook={_after(node)}" if node.hook else ""
     return (
         "{% snapshot " + node.name + " %}\n{{ config(unique_key='id', strategy='check', "
-        f"check_cols=['v'], post_hook={_after(node)}) }}}}\n"
+        f"check_cols=['v']{hook}) }}}}\n"
         f"select id, {value} as v, day{broken} from {ref(project, parent.name)}\n"
         f"where {{{{ quiet('{node.name}') }}}}{where}\n"
         "{% endsnapshot %}\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -82,21 +83,30 @@ class Kill:
 
     signal: int
     """SIGINT and SIGTERM go to the process that was started, SIGKILL to it and to its dbt."""
-    node: str
-    """unique_id of the node that is slow, so that it is in flight."""
-    slow: str
+    node: str = ""
+    """unique_id of the node that is slow, so that it is in flight; empty: any moment will do."""
+    slow: str = ""
     """Its name in control.slow."""
-    settle: bool
+    settle: bool = False
     """Whether everything else that can run is waited for first."""
+    events: int = 0
+    """Where there is no node: how many nodes have to have begun or ended first."""
+    delay: float = 0.0
+    """Then how many seconds more."""
     only_dbt: bool = False
     """SIGKILL hits dbt alone, as the kernel's out-of-memory killer does."""
 
     @property
     def story(self) -> str:
         """In words."""
+        if not self.node:
+            return f"{self._signal} at event {self.events} and {1000 * self.delay:.0f} ms later"
         when = "when all else had run" if self.settle else "as it began"
-        name = "SIGKILL to dbt alone" if self.only_dbt else signal.Signals(self.signal).name
-        return f"{name} while {self.slow} was at work, {when}"
+        return f"{self._signal} while {self.slow} was at work, {when}"
+
+    @property
+    def _signal(self) -> str:
+        return "SIGKILL to dbt alone" if self.only_dbt else signal.Signals(self.signal).name
 
 
 @contextmanager
@@ -239,7 +249,7 @@ class Room:
         return self._run([sys.executable, "-m", "dbt_recover.cli", *words], kill)
 
     def _run(self, argv: Sequence[str], kill: Kill | None) -> Ran:
-        if kill:
+        if kill and kill.node:
             # A sum over this many rows takes minutes.
             self.sql(f"insert into control.slow values ('{kill.slow}', 60000000000)")
         before = len(self._calls())
@@ -262,7 +272,7 @@ class Room:
                 _kill_all(process.pid)
                 process.wait()
                 raise Stuck(f"{' '.join(argv[-6:])} did not end") from None
-        if kill:
+        if kill and kill.node:
             self.sql("delete from control.slow")
         return Ran(
             process.returncode, out.read_text("utf-8", "replace"), err.read_text("utf-8", "replace")
@@ -289,8 +299,13 @@ class Room:
                 for name, uid, _ in read_events(call)
             )
 
-        if not waited(began):
+        def moment() -> bool:
+            calls = self._calls()[before:]
+            return bool(calls) and sum(len(list(read_events(c))) for c in calls) >= kill.events
+
+        if not waited(began if kill.node else moment):
             return
+        time.sleep(kill.delay)
         if kill.settle:
             size, since = -1, time.monotonic()
 
@@ -302,14 +317,15 @@ class Room:
                 return time.monotonic() - since > 0.7
 
             waited(quiet)
-        if kill.signal != signal.SIGKILL:
-            os.killpg(process.pid, kill.signal)
-            return
         children = _children(process.pid)
-        if kill.only_dbt and children:
-            for child in children:
-                os.kill(child, signal.SIGKILL)
-            return
+        with suppress(ProcessLookupError):  # it has just come to its own end
+            if kill.signal != signal.SIGKILL:
+                os.killpg(process.pid, kill.signal)
+                return
+            if kill.only_dbt and children:
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                return
         _kill_all(process.pid)
 
     # -- what dbt says it did ------------------------------------------------------------------
@@ -360,6 +376,9 @@ def read_events(call: Path) -> Iterable[tuple[str, str, str]]:
             continue  # cut off by a kill
         name, data = event["info"]["name"], event["data"]
         if name in ("NodeStart", "NodeFinished"):
+            # dbt starts and finishes ephemeral models, too, and executes nothing.
+            if data["node_info"].get("materialized") == "ephemeral":
+                continue
             # Not node_info.node_status: of a skipped model it says "started".
             status = data["run_result"]["status"] if name == "NodeFinished" else ""
             yield name, data["node_info"]["unique_id"], status
@@ -377,8 +396,32 @@ def _kill_all(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         for child in _children(pid):
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
+
+
+_EPHEMERAL = re.compile(r"__dbt__cte__(\w+) AS \(")
+
+
+def definition(sql: str) -> str:
+    """A view's, in a form that does not depend on how dbt put ephemeral models into it: it compiles
+    them in several threads, and one that reads another has that inside it, or beside it, as it
+    happens."""
+    ephemeral: dict[str, str] = {}
+
+    def without(text: str) -> str:
+        while found := _EPHEMERAL.search(text):
+            depth, end = 1, found.end()
+            while depth:
+                depth += {"(": 1, ")": -1}.get(text[end], 0)
+                end += 1
+            ephemeral[found[1]] = without(text[found.end() : end - 1])
+            text = text[: found.start()] + text[end:]
+        return " ".join(text.replace("WITH ", " ").replace(",", " ").split())
+
+    own = without(sql)
+    return "\n".join([own, *(f"{name}: {text}" for name, text in sorted(ephemeral.items()))])
 
 
 def _table(
@@ -390,6 +433,7 @@ def _table(
         [schema, name],
     ).fetchall()
     kind = views.get(f"{schema}.{name}", "table")
+    kind = kind if kind == "table" else definition(kind)
     listed = [f'"{column}"' for column, _ in columns]
     if any(column == "dbt_scd_id" for column, _ in columns):
         columns = [c for c in columns if not c[0].startswith("dbt_")]

@@ -129,11 +129,11 @@ def goal(text: str, value: float, limit: float, *, at_least: bool = False) -> st
 
 def environment() -> dict[str, str]:
     """Ours, without anything that configures dbt-recover, dbt or Airflow, and with the commands of
-    our own environment first on PATH."""
+    our own environment first on PATH. Bytecode is kept, as an installation does: dbt has its own."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("DBT_", "AIRFLOW_"))
+        if not name.startswith(("DBT_", "AIRFLOW_")) and name != "PYTHONDONTWRITEBYTECODE"
     }
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

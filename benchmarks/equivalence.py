@@ -1,15 +1,17 @@
 """Recovery equivalence: is the warehouse, after a run failed and was recovered, what it would be had
 the run never failed; and with how few node executions?
 
-    python benchmarks/equivalence.py [--cases 34] [--seed 1] [--only KIND] [--case I] [--recover WAY]
+    python benchmarks/equivalence.py [--cases 36] [--seed 1] [--only KIND] [--case I] [--recover WAY]
                                      [--max-nodes 40] [--json FILE] [--keep DIR] [--jobs 1]
+                                     [--brute-force N]
 
 Each case is a random dbt project on DuckDB (seeded), a way to fail, its mending, and every way to
 recover, each on its own copy of the broken state. Right means: every table equals that of a clean
 run of the mended project, row by row as multisets; the command exited with 0; and every test in scope
 passed after the last build of what it tests. dbt-recover may also refuse (exit code 12), having done
 nothing. Executions are counted from dbt's own events. The smallest set is explained and computed in
-_equivalence_judge.py, and is itself executed (row `the smallest set`) as a check.
+_equivalence_judge.py, and is itself executed (row `the smallest set`) as a check; with --brute-force
+every smaller set of nodes is executed, too.
 
 Cases that are not right, refused, or that execute more than the smallest set print the arguments that
 reproduce them.
@@ -23,15 +25,18 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from _equivalence_case import ORACLE, WAYS, Case, Result, run_case
+from _equivalence_case import Case, Result
 from _equivalence_failures import KINDS
 from _equivalence_room import warm_dbt
+from _equivalence_ways import ORACLE, WAYS, run_case
 from tabulate import tabulate
 
 OURS = "dbt-recover"
@@ -50,8 +55,15 @@ def main() -> int:
             if given.minutes and time.monotonic() - began > given.minutes * 60:
                 return None
             room = home / f"{kind}-{index}"
-            case = run_case(
-                given.seed, kind, index, ways, max_nodes=given.max_nodes, home=room, dbt=dbt
+            case = _run_case(
+                given.seed,
+                kind,
+                index,
+                ways,
+                max_nodes=given.max_nodes,
+                home=room,
+                dbt=dbt,
+                brute_force=given.brute_force,
             )
             if given.keep and _remarkable(case):
                 shutil.copytree(room, Path(given.keep) / room.name, dirs_exist_ok=True)
@@ -69,7 +81,16 @@ def main() -> int:
     print(_report(cases, ways))
     if given.json:
         _write(Path(given.json), given, cases)
-    return 1 if any(_is_wrong(c) for c in cases) else 0
+    broke = any("the benchmark broke" in c.void for c in cases)
+    return 1 if broke or any(_is_wrong(c) or c.smaller for c in cases) else 0
+
+
+def _run_case(seed: int, kind: str, index: int, ways: Sequence[str], **settings: Any) -> Case:
+    """One case that breaks the benchmark itself must not take the others with it."""
+    try:
+        return run_case(seed, kind, index, ways, **settings)
+    except Exception:  # noqa: BLE001  # of whatever kind: it is said, and counts as a failure
+        return Case(seed, kind, index, void=f"the benchmark broke: {traceback.format_exc()}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,6 +106,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", metavar="DIR", help="keep what is left of remarkable cases there")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
     parser.add_argument("--minutes", type=float, help="begin no case after this time")
+    parser.add_argument(
+        "--brute-force",
+        type=int,
+        default=0,
+        metavar="N",
+        help="execute every smaller set of nodes, in cases that have at most N of them",
+    )
     parser.add_argument("--cold", action="store_true", help="let each dbt load its modules itself")
     return parser.parse_args()
 
@@ -141,11 +169,26 @@ def _report(cases: Sequence[Case], ways: Sequence[str]) -> str:
     parts = [
         f"{len(done)} cases ({len(cases) - len(done)} void: the failure did not come about)",
         _by_way(done, ways),
+        _brute_force(done),
     ]
     if OURS in ways:
         parts += [_by_kind(done), _extras(done)]
     parts += [_describe(c) for c in done if _remarkable(c)]
     return "\n\n".join(p for p in parts if p)
+
+
+def _brute_force(cases: Sequence[Case]) -> str:
+    tried = [c for c in cases if c.smaller_tried]
+    found = [c for c in tried if c.smaller]
+    if not tried:
+        return ""
+    sets = sum(c.smaller_tried for c in tried)
+    text = (
+        f"{len(tried)} cases, {sets} smaller sets executed: {len(found)} cases in which one did it"
+    )
+    lines = [f"by brute force: {text}"]
+    lines += [f"  {c.reproduction}: {', '.join(c.smaller[0])}" for c in found]
+    return "\n".join(lines)
 
 
 def _by_way(cases: Sequence[Case], ways: Sequence[str]) -> str:
@@ -212,7 +255,7 @@ def _by_kind(cases: Sequence[Case]) -> str:
         "cases",
         "right",
         "refused",
-        "right had it been allowed",
+        "right as advised",
         "wrong",
         "executions / smallest",
         "extra",

@@ -47,6 +47,8 @@ class Made:
     catalog: str = ""
     verdict: Verdict | None = None
     manifest: bool = True
+    seconds: float = 0.0
+    """Each node's execution_time."""
 
 
 def made(run_id: str, statuses: Mapping[str, str] = GOOD, **changed: Any) -> Made:
@@ -103,7 +105,10 @@ def spooled(archive: Archive, one: Made, home: Path) -> tuple[Commit, Spool]:
         scope="run" if one.verdict else "",
     )
     spool = Spool.create(home, SpoolState(archive.url, [], invocation))
-    results = [NodeResult(uid, status) for uid, status in sorted(one.statuses.items())]
+    results = [
+        NodeResult(uid, status, execution_time=one.seconds)
+        for uid, status in sorted(one.statuses.items())
+    ]
     records = [Record("finish", one.invocation_id, node=r.unique_id, result=r) for r in results]
     spool.keep_segment(1, records[:2])
     spool.keep_segment(2, records[2:])

@@ -5,7 +5,7 @@ that can be wrong with them. Whatever the bytes are, it is read rightly or refus
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -284,8 +284,8 @@ def test_a_synthesised_file_is_read_back(
     assert (ran.started_at, ran.dbt_version) == ("2026-01-31T06:00:00.000000Z", "1.8.9")
     for found in ran.results.values():
         assert found.message == (message or "")
-        assert found.batches_done == (batches["successful"] if batches else [])
-        assert found.batches_failed == (batches["failed"] if batches else [])
+        assert list(found.batches_done) == (batches["successful"] if batches else [])
+        assert list(found.batches_failed) == (batches["failed"] if batches else [])
 
 
 def test_a_synthesised_file_has_the_keys_of_dbt_s_own() -> None:
@@ -413,6 +413,7 @@ BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     str: words,
     bool: st.booleans(),
     list[str]: lists,
+    Sequence[str]: lists,
     # As in a manifest: a JSON object.
     msgspec.Raw: st.dictionaries(words, configs, max_size=3).map(
         lambda config: msgspec.Raw(msgspec.json.encode(config))

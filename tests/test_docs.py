@@ -391,6 +391,7 @@ _KINDS: dict[str, dict[str, Any]] = {
         "microbatch": True,
     },
     "test": {"resource_type": "test"},
+    "source": {"resource_type": "source"},
 }
 
 

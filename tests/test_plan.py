@@ -409,8 +409,70 @@ def test_a_test_of_a_view_on_a_source_says_nothing_of_other_readers() -> None:
         node("test.v", "model.v"),
     )
     words = {"model.v": "success", "model.other": "success", "test.v": "fail"}
-    plan = make_plan(state(words), project, changes=SAME)
+    for mended in ("model.v", "test.v"):
+        plan = make_plan(state(words), project, changes=Changes(frozenset({mended}), (mended,)))
+        assert causes(plan) == {"model.v": "tested", "test.v": "failed"}
+    plan = make_plan(state(words), project)  # nobody knows what was edited
     assert causes(plan) == {"model.v": "tested", "test.v": "failed"}
+
+
+RAW = graph(
+    node("source.s"),
+    node("model.stg", "source.s"),
+    node("model.fct", "model.stg"),
+    node("test.fct", "model.fct"),
+    node("model.other", "source.s"),
+    node("model.below", "model.other"),
+    node("model.apart"),
+)
+
+
+def test_rows_that_were_mended_outside_of_the_project() -> None:
+    words = dict.fromkeys([u for u in RAW.nodes if u.startswith("model.")], "success")
+    plan = make_plan(state(words | {"test.fct": "fail"}), RAW, changes=SAME)
+    assert causes(plan) == {
+        "model.stg": "source",
+        "model.fct": "tested",
+        "test.fct": "failed",
+        "model.other": "source",
+        "model.below": "stale",
+    }
+    recheck = make_plan(state(words | {"test.fct": "fail"}), RAW, Policy(tests="recheck"), SAME)
+    assert causes(recheck) == {"test.fct": "failed"}
+
+
+@pytest.mark.parametrize(
+    "message, rebuilt",
+    [
+        ("Conversion Error: Could not convert string 'oops' to INT64", True),
+        ('invalid input syntax for type integer: "oops"', True),
+        ("100038 (22018): Numeric value 'oops' is not recognized", True),
+        ("Duplicate row detected during DML action", True),
+        ("Binder Error: column no_such_column not found", False),
+        ("002003 (42S02): Object 'X' does not exist or not authorized", False),
+        ("server closed the connection unexpectedly", False),
+        ("Invalid Input Error: connection reset by peer", False),
+        ("", False),
+    ],
+)
+def test_an_error_that_is_about_rows(message: str, rebuilt: bool) -> None:
+    failed = NodeResult("model.stg", "error", message)
+    words: Words = {"model.stg": failed, "model.other": "success", "model.fct": "skipped"}
+    plan = make_plan(state(words), RAW, changes=SAME)
+    assert ("model.other" in causes(plan)) is rebuilt
+    mended = Changes(frozenset({"model.stg"}), ("models/stg.sql",))
+    assert "model.other" not in causes(make_plan(state(words), RAW, changes=mended))
+
+
+def test_an_append_from_mended_rows_is_not_run_twice_unasked() -> None:
+    project = graph(
+        node("source.s"),
+        node("model.strict", "source.s"),
+        node("model.log", "source.s", materialized="incremental", incremental_strategy="append"),
+    )
+    failed = NodeResult("model.strict", "error", "Conversion Error: ...")
+    plan = make_plan(state({"model.strict": failed, "model.log": "success"}), project, changes=SAME)
+    assert [w.code for w in plan.blockers] == ["non_idempotent"]
 
 
 def test_a_test_without_its_model_in_the_run_runs_alone() -> None:

@@ -418,3 +418,13 @@ def test_a_parent_that_was_not_rebuilt_makes_nothing_stale(status: str) -> None:
     first = invocation(1, {"model.a": "error", "model.b": "success"})
     state = merge([first, invocation(2, {"model.a": status}, attempt=2)], {})
     assert rebuilt_above(state, CHAIN) == {}
+
+
+def test_ephemeral_models_are_no_nodes() -> None:
+    # `--fail-fast` and a failed hook leave them in run_results.json as skipped, and no dbt that
+    # runs them again records anything.
+    graph = Graph([Node("model.e", "model", materialized="ephemeral"), Node("model.a", "model")])
+    stopped = invocation(1, {"model.e": "skipped", "model.a": "skipped"})
+    again = invocation(2, {"model.a": "success"}, attempt=2)
+    assert statuses(merge([stopped], {}, graph=graph)) == {"model.a": "skipped"}
+    assert not unsettled(merge([stopped, again], {}, graph=graph))

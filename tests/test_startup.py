@@ -19,10 +19,10 @@ AWS = {"boto3", "botocore", "s3transfer"}
 # Runs the command line as the console script does, then says on stderr what was imported.
 _WATCHED = """
 import json, sys
-from dbt_recover.cli import main
+from dbt_recover.cli import run
 sys.argv = ["dbt-recover", *sys.argv[1:]]
 try:
-    main()
+    run()
 finally:
     print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})), file=sys.stderr)
 """

@@ -145,8 +145,8 @@ def _result(raw: _Result) -> NodeResult:
         failures=raw.failures,
         query_id=str((raw.adapter_response or {}).get("query_id") or ""),
         relation_name=raw.relation_name or "",
-        batches_done=batches.successful,
-        batches_failed=batches.failed,
+        batches_done=batches.successful or (),
+        batches_failed=batches.failed or (),
         thread=raw.thread_id or "",
     )
 

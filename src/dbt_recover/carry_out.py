@@ -16,6 +16,7 @@ from .artifacts import synthesise_run_results
 from .command_line import DbtCommand, starred, without_settings
 from .context import Identity, Where
 from .dbt import find_dbt
+from .decision import is_buildable
 from .diagnose import Diagnosis, diagnoses
 from .errors import (
     EXIT_INTERRUPTED,
@@ -30,8 +31,8 @@ from .execute import Outcome, Task, run_recorded
 from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
-from .model import FAILURES, SKIPPED, NodeResult, Recorded, RunState, as_word
-from .plan import Plan, PlannedNode, Policy, make_plan
+from .model import FAILURES, SKIPPED, SUCCESSES, NodeResult, Recorded, RunState, as_word
+from .plan import Plan, PlannedNode, Policy, idempotent, make_plan, name_of
 from .records import Verdict
 from .recover import Options
 from .restore import restored
@@ -243,9 +244,18 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
 
 
 def _typed(run: LoadedRun) -> str:
-    """The command of the run's first invocation, as one would type it again."""
-    argv = run.state.first.argv
-    return shlex.join(argv) if argv else f"dbt {run.state.first.command}"
+    """The command of the run's first invocation, as one would type it again: without what would
+    write the same rows twice."""
+    argv = run.state.first.argv or ["dbt", run.state.first.command]
+    twice = sorted(
+        name_of(run.graph, uid)
+        for uid, node in run.state.nodes.items()
+        if node.result.status in SUCCESSES
+        and is_buildable(run.graph, uid)
+        and uid in run.graph.nodes
+        and not idempotent(run.graph.nodes[uid])
+    )
+    return shlex.join([*argv, "--exclude", *twice] if twice else argv)
 
 
 def _run_group(

@@ -5,22 +5,23 @@ Reads files only; never starts dbt.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .command_line import DbtCommand
 from .errors import DamagedError, UsageError
 from .graph import Graph
-from .manifest import read_manifest
 from .plan import Changes
 from .restore import find_root
+from .seen_files import SeenFiles, sha256_of
 
-_SUFFIXES = frozenset({".sql", ".py", ".csv", ".yml", ".yaml", ".md"})
+if TYPE_CHECKING:
+    from .command_line import DbtCommand
+
+_SUFFIXES = (".sql", ".py", ".csv", ".yml", ".yaml", ".md")
 _ROOT_FILES = ("dbt_project.yml", "packages.yml", "dependencies.yml", "selectors.yml")
 _PATHS = {
     "model-paths": ["models"],
@@ -32,6 +33,9 @@ _PATHS = {
 }
 
 
+_SETTINGS = frozenset({"name", "target-path", "log-path", *_PATHS})
+
+
 @dataclass(frozen=True)
 class Project:
     """A dbt project on this machine."""
@@ -39,6 +43,9 @@ class Project:
     root: Path
     name: str
     settings: Mapping[str, Any]
+    """Those of dbt_project.yml that are about paths, and its name."""
+    seen: SeenFiles | None = field(default=None, compare=False)
+    """Where hashes of its files may be taken from."""
 
     @property
     def target_path(self) -> Path:
@@ -57,11 +64,13 @@ def open_project(
     cwd: Path,
     *,
     for_dbt: bool = False,
+    from_memory: bool = False,
 ) -> Project:
     """The project a command is about: --project-dir, DBT_PROJECT_DIR, or from here upwards.
 
     UsageError when there is none or its dbt_project.yml cannot be read; `for_dbt` leaves the
-    latter for dbt to say.
+    latter for dbt to say. `from_memory`: what is known of its files since the last time will do
+    (see seen_files.py).
     """
     given = (command.value("--project-dir") if command else None) or environ.get("DBT_PROJECT_DIR")
     root = Path(cwd, given).resolve() if given else find_root(cwd)
@@ -71,33 +80,45 @@ def open_project(
             f"no dbt_project.yml in {where}",
             hint="go to the dbt project, or pass --project-dir DIR",
         )
-    return read_project(root, for_dbt=for_dbt)
+    seen = SeenFiles.of(root, environ) if from_memory else None
+    return read_project(root, for_dbt=for_dbt, seen=seen)
 
 
-def read_project(root: Path, *, for_dbt: bool = False) -> Project:
+def read_project(root: Path, seen: SeenFiles | None = None, *, for_dbt: bool = False) -> Project:
     """Read dbt_project.yml; Jinja in it is left as text. UsageError if it cannot be read, or,
     `for_dbt`, a project without name and settings."""
     try:
-        return _read(root)
+        return _read(root, seen)
     except UsageError:
         if for_dbt:
             return Project(root, "", {})
         raise
 
 
-def _read(root: Path) -> Project:
-    import yaml
-
+def _read(root: Path, seen: SeenFiles | None) -> Project:
     path = root / "dbt_project.yml"
     try:
-        settings = yaml.load(
-            path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except (OSError, yaml.YAMLError) as exc:
+        text = path.read_bytes()
+    except OSError as exc:
+        raise UsageError(f"cannot read {path}: {exc}") from exc
+    settings = seen.settings(text) if seen is not None else None
+    if settings is None:
+        settings = _settings(text, path)
+        if seen is not None:
+            seen.remember(text, settings)
+    return Project(root, str(settings["name"]), settings, seen)
+
+
+def _settings(text: bytes, path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as exc:
         raise UsageError(f"cannot read {path}: {exc}") from exc
     if not isinstance(settings, dict) or "name" not in settings:
         raise UsageError(f"{path} is not a dbt project: it has no name")
-    return Project(root, str(settings["name"]), settings)
+    return {k: v for k, v in settings.items() if k in _SETTINGS}
 
 
 def target_path(project: Project, command: DbtCommand, environ: Mapping[str, str]) -> Path:
@@ -117,28 +138,53 @@ def file_hashes(project: Project, *, until: str = "") -> dict[str, str]:
     change what dbt builds. Of a file written after `until` (ISO, UTC) the content at that time is
     not known: its hash is empty, which equals no other."""
     limit = datetime.fromisoformat(until.replace("Z", "+00:00")).timestamp() if until else None
+    seen = project.seen
     found: dict[str, str] = {}
-    for path in _files(project):
+    for name, path, stat in _files(project):
         try:
-            late = limit is not None and path.stat().st_mtime > limit
-            digest = "" if late else hashlib.sha256(path.read_bytes()).hexdigest()
+            if limit is not None and stat.st_mtime > limit:
+                found[name] = ""
+            else:
+                found[name] = seen.sha256(name, path, stat) if seen is not None else sha256_of(path)
         except OSError:
             continue
-        found[path.relative_to(project.root).as_posix()] = digest
+    if seen is not None:
+        seen.keep()
     return found
 
 
-def _files(project: Project) -> Iterator[Path]:
+def _files(project: Project) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Relative name with slashes, path, and stat. Links are followed, as dbt does."""
     for name in _ROOT_FILES:
-        if (project.root / name).is_file():
-            yield project.root / name
-    roots = {str(p) for key, default in _PATHS.items() for p in _setting(project, key, default)}
-    for root in sorted(roots):
-        for directory, subdirectories, files in os.walk(project.root / root):
-            subdirectories[:] = [d for d in subdirectories if not d.startswith(".")]
-            for name in files:
-                if Path(name).suffix.lower() in _SUFFIXES:
-                    yield Path(directory, name)
+        path = project.root / name
+        if path.is_file():
+            yield name, str(path), path.stat()
+    for start in sorted({str(p) for key, d in _PATHS.items() for p in _setting(project, key, d)}):
+        directory = project.root / start
+        name = os.path.relpath(directory, project.root).replace(os.sep, "/")
+        yield from _below("" if name == "." else f"{name}/", str(directory), frozenset())
+
+
+def _below(
+    prefix: str, directory: str, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, str, os.stat_result]]:
+    try:
+        own = Path(directory).stat()
+        entries = sorted(os.scandir(directory), key=lambda e: e.name)
+    except OSError:
+        return
+    here = above | {(own.st_dev, own.st_ino)}
+    if len(here) == len(above):
+        return  # a link to a directory that it is in
+    for entry in entries:
+        try:
+            if entry.is_dir():
+                if not entry.name.startswith("."):
+                    yield from _below(f"{prefix}{entry.name}/", entry.path, here)
+            elif entry.name.lower().endswith(_SUFFIXES):
+                yield prefix + entry.name, entry.path, entry.stat()
+        except OSError:
+            continue  # a link that leads nowhere, or a file that is gone by now
 
 
 def _setting(project: Project, key: str, default: list[str]) -> list[str]:
@@ -175,10 +221,12 @@ def _is_yaml(path: str) -> bool:
 def fresh_graph(project: Project) -> Graph | None:
     """The graph of the project's own manifest.json, if dbt wrote that after the last edit of any
     project file."""
+    from .manifest import read_manifest
+
     path = project.target_path / "manifest.json"
     try:
         written = path.stat().st_mtime
-        if any(f.stat().st_mtime >= written for f in _files(project)):
+        if any(stat.st_mtime >= written for _, _, stat in _files(project)):
             return None
         return read_manifest(path.read_bytes(), name=str(path))[1]
     except (OSError, DamagedError):

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,10 +49,14 @@ class App:
         self.context = context
         self.options = options
         self.verbose: bool = options["verbose"]
+        self.from_memory = False
+        """Whether what is known of the project's files from the last time will do."""
+        self._found: Project | None = None
 
     def project(self) -> Project | None:
         """The dbt project that --project-dir names or that we are in."""
-        return self._project(None)
+        self._found = self._found or self._project(None)
+        return self._found
 
     def project_of(self, command: tuple[str, ...]) -> Project | None:
         """The project that a dbt command is about."""
@@ -68,7 +73,9 @@ class App:
         given = self.options["project_dir"] or ""
         environ = {**os.environ, **({"DBT_PROJECT_DIR": given} if given else {})}
         try:
-            return checkout.open_project(command, environ, Path.cwd(), for_dbt=True)
+            return checkout.open_project(
+                command, environ, Path.cwd(), for_dbt=True, from_memory=self.from_memory
+            )
         except UsageError:
             if given or (command is not None and command.value("--project-dir")):
                 raise
@@ -125,9 +132,23 @@ class App:
 
     def pipelines(self) -> tuple[Pipeline, ...]:
         """The declared pipelines."""
+        if not self.file().pipeline:
+            return ()
         from .pipeline import read_pipelines
 
         return read_pipelines(self.file().pipeline, str(self.file().path))
+
+    def deliver(self, archive: Archive) -> None:
+        """What a recorder that was killed here knew more of a run than the archive does."""
+        project = self.project()
+        if project is not None and not self.options["spool"] and os.access(project.root, os.W_OK):
+            waiting = project.root / ".dbt-recover" / "spool"
+            if not waiting.is_dir():
+                return  # nothing waits: nothing to import
+        from .leftovers import deliver_leftovers, spool_home
+
+        where = self.where(archive)
+        deliver_leftovers(where, spool_home(where, project), quiet=True)
 
     def load(
         self,
@@ -342,16 +363,21 @@ def plan(
     app: App, /, run: str, output: str, logical_date: str | None, ask_dbt: bool, **given: Any
 ) -> None:
     """What retry would run again and why. Does not start dbt unless --ask-dbt is given."""
-    from .render import documents, tables
+    from .durations import with_durations
+    from .render import documents
 
-    loaded, made = app.plan(
-        app.archive(), run, logical_date, chosen(app.options, given), ask=ask_dbt
-    )
-    echo(
-        documents.dump(documents.plan(made, loaded.state))
-        if output == "json"
-        else tables.plan(made, loaded.state, loaded.graph)
-    )
+    app.from_memory = not ask_dbt
+    kept = app.archive(check=False)
+    app.deliver(kept)
+    kept.check()
+    loaded, made = app.plan(kept, run, logical_date, chosen(app.options, given), ask=ask_dbt)
+    made = with_durations(kept, loaded, made)
+    if output == "json":
+        echo(documents.dump(documents.plan(made, loaded.state)))
+        return
+    from .render import tables
+
+    echo(tables.plan(made, loaded.state, loaded.graph))
 
 
 @cli.command()
@@ -382,7 +408,6 @@ def retry(
     from .carry_out import Retried, refused, retry
     from .insist import insist
     from .latest import keep_latest
-    from .leftovers import deliver_leftovers, spool_home
     from .render import documents, tables
 
     if dry_run:
@@ -394,8 +419,7 @@ def retry(
     again = patience(on, attempts, backoff)
     options = chosen(app.options, given)
     kept = app.archive(check=False)
-    # A recorder that was killed here knows more of the run than the archive does.
-    deliver_leftovers(app.where(kept), spool_home(app.where(kept), app.project()), quiet=True)
+    app.deliver(kept)
     kept.check()
     seen: list[LoadedRun] = []
 
@@ -460,9 +484,25 @@ for _command in (*UPKEEP, *TELLING):
 
 
 def main() -> None:
-    """The console script: one place where an error becomes an exit code."""
+    """The console script. Leaves at once: to take everything apart, object by object, would cost
+    a tenth of what `plan` takes."""
     # Short-lived (exec and retry collect again): it costs more than it would free.
     gc.disable()
+    code: object = 1
+    try:
+        run()
+    except SystemExit as exc:
+        code = 0 if exc.code is None else exc.code
+    finally:
+        # Whatever else it was has been printed by now, or is about to be.
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def run() -> None:
+    """The command line: one place where an error becomes an exit code."""
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.Abort:

@@ -107,8 +107,15 @@ def planning_options(function: F) -> F:
     return function
 
 
-def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
+def _parsed(variables: str | None) -> Mapping[str, Any]:
+    if not variables:
+        return {}
     from .command_line import parse_vars
+
+    return parse_vars(variables)
+
+
+def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
     from .recover import Options
     from .restore import Overrides
 
@@ -118,7 +125,7 @@ def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
         select=tuple(w for s in given["select"] for w in s.split()),
         exclude=tuple(w for s in given["exclude"] for w in s.split()),
         overrides=Overrides(
-            vars=parse_vars(given["vars"] or ""),
+            vars=_parsed(given["vars"]),
             target=given["target"] or "",
             profile=given["profile"] or "",
             threads=given["threads"],

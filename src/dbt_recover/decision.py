@@ -42,8 +42,8 @@ class PlannedNode:
 
     unique_id: str
     cause: str
-    """failed, skipped, never_started, in_flight, unknown_status, batches, tested, edited, stale,
-    test_of_rebuilt."""
+    """failed, skipped, never_started, in_flight, unknown_status, batches, tested, edited, source,
+    stale, test_of_rebuilt."""
     reason: str
     """The cause as a sentence for a person."""
     because: tuple[str, ...] = ()
@@ -52,7 +52,8 @@ class PlannedNode:
     status: str = ""
     """Its last status."""
     seconds: float | None = None
-    """How long it took when it last succeeded in this run, where it did."""
+    """How long it took when it last succeeded: in this run, else in the last whole one (see
+    durations.py); None if in neither."""
     batches: tuple[tuple[str, str], ...] = ()
     """Of a microbatch model: [start, end] of the batches to run; empty if dbt is to decide."""
     some_batches: bool = False

@@ -7,7 +7,7 @@ writer's graph still reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from graphlib import TopologicalSorter
 
@@ -32,7 +32,8 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     name: str = ""
     package_name: str = ""
     fqn: list[str] = []
-    tags: list[str] = []
+    # Empty in most nodes, and then the one tuple that they share.
+    tags: Sequence[str] = ()
     path: str = ""
     """Relative to the resource's root directory (dbt's `path`)."""
     original_file_path: str = ""
@@ -43,7 +44,7 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """dbt's checksum of the file, when it is a sha256; else empty."""
     depends_on: list[str] = []
     """unique_ids of parents (nodes and sources)."""
-    macros: list[str] = []
+    macros: Sequence[str] = ()
     """unique_ids of macros it depends on directly."""
     config: msgspec.Raw = msgspec.Raw(b"{}")
     """The manifest's config object as raw JSON, decoded only by who asks for it."""
@@ -55,7 +56,7 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Of tests: `error` or `warn`, lower case."""
     attached_node: str = ""
     """Of generic tests: the node it was declared on."""
-    tested: list[str] = []
+    tested: Sequence[str] = ()
     """Of unit tests: the model it tests. Of other tests the parents in depends_on are tested."""
     test_name: str = ""
     """Of generic tests: test_metadata.name."""

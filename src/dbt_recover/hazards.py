@@ -64,7 +64,7 @@ def not_idempotent(
         full_refresh = policy.full_refresh or _ran_with_full_refresh(state, uid)
         if node.materialized == "incremental" and full_refresh:
             continue
-        replaced = draft.cause in ("stale", "tested", "edited")
+        replaced = draft.cause in ("stale", "tested", "edited", "source")
         if not idempotent(node) and (replaced or _may_have_committed(uid, draft, state, graph)):
             twice.append(uid)
         elif node.materialized == "incremental" and replaced:

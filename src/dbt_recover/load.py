@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from . import checkout
 from .archive import Archive
 from .graph import Graph
 from .layout import RunPlace
 from .model import NEVER_BEGAN, Invocation, Recorded, RunState
-from .pipeline import Pipeline, Step, never_begun, pipeline_of
 from .runstate import in_order, merge
-from .scope import selected
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline, Step
 
 
 class Asking(Protocol):
@@ -67,6 +68,7 @@ class LoadedRun:
             [*self.recorded, *added],
             {**self.intended, **own},
             self.state.warnings,
+            graph=self.graph,
             any_target=any_target,
         )
         if self.scope is None:
@@ -94,7 +96,7 @@ class LoadedRun:
             for r in kept
             if not r.complete and r.invocation.invocation_id not in self.intended
         ]
-        merged = merge(kept, intended, unknown)
+        merged = merge(kept, intended, unknown, graph=self.graph)
         nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
         state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
         return replace(self, recorded=kept, state=state, intended=intended, scope=scope)
@@ -132,7 +134,7 @@ def load(
             intended[record.invocation.invocation_id] = known
         else:
             unknown.append(_unknown(record.invocation))
-    state = merge(recorded, intended, unknown)
+    state = merge(recorded, intended, unknown, graph=graph)
     graph = origin = graph or Graph([])
     if not graph.nodes.keys() >= {u for u in state.nodes if not u.startswith("operation.")}:
         origin = next((g for r in recorded if (g := archive.graph(r)) is not None), graph)
@@ -147,6 +149,10 @@ def _steps(
     recorded: Sequence[Recorded], pipelines: Sequence[Pipeline], run_id: str
 ) -> list[Recorded]:
     """Declared steps that never began, as invocations that recorded nothing."""
+    if not pipelines:
+        return []
+    from .pipeline import never_begun, pipeline_of
+
     pipeline = pipeline_of(pipelines, run_id)
     if pipeline is None:
         return []
@@ -182,6 +188,8 @@ def _intended(
     archive: Archive, record: Recorded, latest: Graph | None, asking: Asking | None
 ) -> frozenset[str] | None:
     invocation = record.invocation
+    from .scope import selected
+
     graph = archive.graph(record) or latest
     known: frozenset[str] | None = None
     if invocation.intended is not None:

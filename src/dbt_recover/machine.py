@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
-import socket
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from pathlib import Path
 def this_machine() -> str:
     """A name for this boot of this machine, or of this container: a pid recorded under another
     name means nothing here."""
-    parts = [socket.gethostname()]
+    parts = [os.uname().nodename]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         path = Path(source)
         try:
@@ -55,8 +53,10 @@ def _start(pid: int) -> str:
 
 def who() -> str:
     """user@host, process 123: for a person who finds something locked."""
+    import getpass  # imports much, and only records say who
+
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}, process {os.getpid()}"
+    return f"{user}@{os.uname().nodename}, process {os.getpid()}"

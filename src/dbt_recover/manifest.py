@@ -313,7 +313,7 @@ def _node(uid: str, entry: _Entry, kind: str, name: str) -> Node | None:
         package_name=entry.package_name,
         fqn=entry.fqn,
         # dbt keeps the tags of a unit test in its config only.
-        tags=_tags(config.tags if kind == "unit_test" and entry.tags is None else entry.tags),
+        tags=_tags(config.tags if kind == "unit_test" and entry.tags is None else entry.tags) or (),
         path=entry.path or "",
         original_file_path=entry.original_file_path or "",
         patch_path=entry.patch_path or "",
@@ -321,7 +321,7 @@ def _node(uid: str, entry: _Entry, kind: str, name: str) -> Node | None:
         if isinstance(checksum, _Checksum) and checksum.name == "sha256"
         else "",
         depends_on=depends_on,
-        macros=_macros(entry.depends_on),
+        macros=_macros(entry.depends_on) or (),
         # A copy, or each config would keep all of the manifest in memory.
         config=entry.config.copy() if found else _EMPTY_OBJECT,
         materialized=_text(config.materialized),
@@ -330,7 +330,7 @@ def _node(uid: str, entry: _Entry, kind: str, name: str) -> Node | None:
         severity=_text(config.severity).lower(),
         attached_node=entry.attached_node or "",
         # dbt itself reads the tested model off the first dependency.
-        tested=depends_on[:1] if kind == "unit_test" else [],
+        tested=depends_on[:1] if kind == "unit_test" else (),
         test_name=test.name or "",
         test_namespace=test.namespace or "",
         column_name=entry.column_name or "",

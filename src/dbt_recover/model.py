@@ -6,6 +6,7 @@ durations are seconds. A status is an open string: dbt adds new ones.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -41,9 +42,10 @@ class NodeResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """Rows a test found, where dbt counts them."""
     query_id: str = ""
     relation_name: str = ""
-    batches_done: list[list[str]] = []
+    # Of nearly all nodes there are none, and then the one tuple that they share.
+    batches_done: Sequence[list[str]] = ()
     """Of microbatch models: [start, end] of batches that succeeded."""
-    batches_failed: list[list[str]] = []
+    batches_failed: Sequence[list[str]] = ()
     thread: str = ""
 
 

@@ -31,6 +31,7 @@ from .model import (
     NodeState,
     RunState,
 )
+from .outside import readers_of_mended_rows
 from .reconcile import new_above, successors
 from .runstate import readers, rebuilt_above, tested_by
 
@@ -87,6 +88,9 @@ def make_plan(
             drafts[uid] = _stale(graph, uid, parent)
     if policy.tests == "rebuild":
         _tested_by_failed(drafts, graph, scope)
+    drafts |= readers_of_mended_rows(
+        drafts, state, graph, changes, scope, tests=policy.tests == "rebuild"
+    )
     _edited(drafts, changes, graph, scope, left)
     _closure(drafts, graph, scope, changes)
     if not changes.known and drafts:

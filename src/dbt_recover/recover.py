@@ -1,29 +1,29 @@
-"""plan: what the project at hand, the archive and the user say, put together."""
+"""plan: what the project at hand, the archive and the user say, put together.
+
+What most plans do without is imported where it is used: people wait for `plan`.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from . import checkout
 from .archive import Archive
-from .command_line import starred
 from .context import Where
-from .dbt import find_dbt
-from .dbt import run as run_dbt
 from .errors import DbtError, UsageError
 from .graph import Graph
 from .interrupts import Interrupts
 from .load import Asking, LoadedRun
-from .manifest import read_manifest
 from .model import SUCCESSES, Invocation
-from .pipeline import Pipeline, pipeline_of
 from .plan import Changes, Plan, PlanWarning, Policy, make_plan, name_of
 from .profiles import check_variables
-from .restore import Overrides, restored
-from .scope import ask_dbt
-from .selection import Selection, Unsupported, select
+from .restore import Overrides
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
 
 STRATEGIES = ("auto", "select", "retry", "defer")
 
@@ -74,7 +74,7 @@ def plan_run(
         allow_drift=options.allow_drift,
         allow_non_idempotent=options.allow_non_idempotent,
     )
-    if not make_plan(run.state, run.origin, policy, changes).nodes:
+    if asking is not None and not make_plan(run.state, run.origin, policy, changes).nodes:
         asking = None  # nothing to do: nothing to parse for
     current: Graph | None = None
     unparsed: tuple[PlanWarning, ...] = ()
@@ -166,7 +166,11 @@ def _undeclared(run: LoadedRun, pipelines: Sequence[Pipeline]) -> list[PlanWarni
     """A run of several steps that stopped: what should have followed is known to its pipeline."""
     original = [i for i in run.state.invocations if i.scope != "run"]
     several = len(original) > 1 or any(i.step for i in original)
-    if run.scope is not None or not several or pipeline_of(pipelines, run.place.run_id):
+    if run.scope is not None or not several:
+        return []
+    from .pipeline import pipeline_of
+
+    if pipeline_of(pipelines, run.place.run_id):
         return []
     last = original[-1]
     return [
@@ -189,6 +193,11 @@ class Dbt:
 
     def graph(self, invocation: Invocation) -> Graph:
         """Today's graph. DbtError if the project cannot be parsed."""
+        from .dbt import find_dbt
+        from .dbt import run as run_dbt
+        from .manifest import read_manifest
+        from .restore import restored
+
         where = self._where
         executable = find_dbt(self._dbt, where.environ)
         base = restored(invocation, self._overrides, launcher=(executable,), cwd=where.cwd)
@@ -213,6 +222,9 @@ class Dbt:
 
     def scope(self, invocation: Invocation) -> frozenset[str] | None:
         """What the invocation selects, by `dbt ls`."""
+        from .dbt import find_dbt
+        from .scope import ask_dbt
+
         return ask_dbt(
             invocation,
             self._overrides,
@@ -227,7 +239,18 @@ _PARSE_FLAGS = frozenset(
 )
 
 
+def _hidden(invocation: Invocation) -> list[str]:
+    variables = invocation.args.get("vars")
+    if not variables:
+        return []
+    from .command_line import starred
+
+    return [p for p in starred(variables) if p]
+
+
 def _narrowed(graph: Graph, words: tuple[str, ...]) -> frozenset[str]:
+    from .selection import Selection, Unsupported, select
+
     known = {w for w in words if w in graph.nodes}
     rest = tuple(w for w in words if w not in known)
     try:
@@ -303,7 +326,7 @@ def _surroundings(
         )
     for index in sorted({n.invocation for n in plan.nodes}):
         invocation = run.state.invocations[index]
-        hidden = [p for p in starred(invocation.args.get("vars") or {}) if p]
+        hidden = _hidden(invocation)
         missing = [p for p in hidden if p.split(".")[0] not in options.overrides.vars]
         if missing:
             found.append(

@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .command_line import PATHS, SELECTION, DbtCommand
 from .errors import RefusedError
 from .model import Invocation
+
+if TYPE_CHECKING:
+    from .command_line import DbtCommand
 
 _TRUE_FLAGS = {
     "full_refresh": "--full-refresh",
@@ -65,6 +67,8 @@ def restored(
     cwd: Path | None = None,
 ) -> DbtCommand:
     """`dbt build` with the settings of the invocation and these overrides."""
+    from .command_line import PATHS, SELECTION, DbtCommand
+
     original = DbtCommand.parse(invocation.argv or ["dbt", invocation.command])
     args = invocation.args
     command = original.without(SELECTION | PATHS | {"--vars", "--target", "--threads", "--profile"})
@@ -108,7 +112,7 @@ def as_yaml(value: Mapping[str, Any]) -> str:
 
 
 def _with(command: DbtCommand, flag: str, value: str) -> DbtCommand:
-    return DbtCommand.parse([*command.argv(), flag, value])
+    return command.parse([*command.argv(), flag, value])
 
 
 def _with_paths(

@@ -46,6 +46,7 @@ def merge(
     intended: Mapping[str, frozenset[str]],
     warnings: Sequence[str] = (),
     *,
+    graph: Graph | None = None,
     any_target: bool = False,
 ) -> RunState:
     """The run's state. A retry into another target says nothing of the run's own relations, and
@@ -53,6 +54,8 @@ def merge(
 
     `intended`: invocation_id -> what it was meant to execute, for those that did not come to
     their own end (see recover.intended_of). An invocation that ended by itself recorded it all.
+    `graph` tells which nodes are ephemeral: dbt records those as skipped when it stops early, and
+    never again, since there is nothing to execute.
     """
     ordered = in_order(recorded)
     nodes: dict[str, NodeState] = {}
@@ -63,7 +66,9 @@ def merge(
             result: NodeResult, index: int = index, invocation: Invocation = invocation
         ) -> None:
             # dbt 1.10 and later list exposures among the results; there is nothing to execute.
-            if result.unique_id.startswith(NEVER_EXECUTED):
+            if result.unique_id.startswith(NEVER_EXECUTED) or _is_ephemeral(
+                graph, result.unique_id
+            ):
                 return
             before = nodes.get(result.unique_id)
             if before is not None and not any_target and invocation.intended is not None:
@@ -92,6 +97,11 @@ def merge(
             say(result)
     first = ordered[0].invocation.run
     return RunState(first, [r.invocation for r in ordered], nodes, list(warnings))
+
+
+def _is_ephemeral(graph: Graph | None, uid: str) -> bool:
+    node = graph.nodes.get(uid) if graph is not None else None
+    return node is not None and node.materialized == "ephemeral"
 
 
 def unsettled(state: RunState) -> dict[str, NodeState]:

@@ -1,0 +1,83 @@
+"""What was mended outside of the project: rows of raw tables. Pure.
+
+A node whose data failed, and that runs again though nothing in it or above it was edited, can only
+do better if the raw rows above it are others now. Then whatever else read those tables in this run
+has the old rows in it, and is built again too. A lost connection or a column that does not exist
+says nothing of the rows: after those nobody else is.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .decision import Changes, Draft, is_buildable, name_of
+from .graph import Graph
+from .model import RunState
+from .runstate import readers
+
+_OF_DATA = re.compile(
+    r"""
+    (?:Conversion|Invalid\ Input|Constraint|Out\ of\ Range)\ Error         # DuckDB
+    | \((?:22|23)[0-9A-Z]{3}\)                                             # SQLSTATE
+    | \b100\d{3}\ \(                                                       # Snowflake
+    | invalid\ input\ syntax | invalid\ digit | division\ by\ zero | divide.by.zero
+    | out\ of\ range | value\ too\ long | duplicate\ (?:key|row) | violates\ \S+\ constraint
+    | null\ value\ in\ column | is\ not\ recognized | CAST_INVALID_INPUT
+    | Could\ not\ (?:parse|cast) | Bad\ (?:int64|double|numeric|bool)\ value
+    | must\ match\ at\ most\ one\ (?:source\ )?row
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+_PASSING = re.compile(
+    r"connection (?:reset|refused|closed|timed out)|server closed|time(?:d )?out|deadlock"
+    r"|could not serialize|set lock|locked|rate limit|token has expired|try again",
+    re.IGNORECASE,
+)
+
+
+def of_data(message: str) -> bool:
+    """Whether a warehouse's message is about the rows, and not about the code or the connection."""
+    return bool(_OF_DATA.search(message)) and not _PASSING.search(message)
+
+
+def readers_of_mended_rows(
+    drafts: dict[str, Draft],
+    state: RunState,
+    graph: Graph,
+    changes: Changes,
+    scope: set[str],
+    *,
+    tests: bool,
+) -> dict[str, Draft]:
+    """The nodes of the scope to build again because raw rows may have been mended, that are not
+    in the plan yet. `tests`: whether failed tests count."""
+    if not changes.known:
+        return {}
+    found: dict[str, Draft] = {}
+    for failed in sorted(u for u, d in drafts.items() if d.cause in ("failed", "batches")):
+        node = graph.nodes.get(failed)
+        if node is None or not _of_data(failed, state, graph, tests=tests):
+            continue
+        above = graph.ancestors([failed])
+        in_its_file = node.original_file_path.replace("\\", "/") in changes.files
+        if in_its_file or failed in changes.nodes or above & changes.nodes:
+            continue
+        for source in sorted(u for u in above if graph.nodes[u].resource_type == "source"):
+            reason = (
+                f"reads {name_of(graph, source)}, as {name_of(graph, failed)} does; that failed on "
+                "its rows and no code was edited, so the rows may be others now"
+            )
+            for reader in readers(graph, source, scope):
+                if is_buildable(graph, reader) and reader not in drafts:
+                    found.setdefault(reader, Draft("source", reason, (failed, source)))
+    return found
+
+
+def _of_data(failed: str, state: RunState, graph: Graph, *, tests: bool) -> bool:
+    result = state.nodes[failed].result
+    kind = graph.nodes[failed].resource_type
+    if kind == "test" and result.status == "fail":
+        return tests
+    return kind != "unit_test" and of_data(result.message)

@@ -447,7 +447,7 @@ def test_rows_that_were_mended_outside_of_the_project() -> None:
         ("Conversion Error: Could not convert string 'oops' to INT64", True),
         ('invalid input syntax for type integer: "oops"', True),
         ("100038 (22018): Numeric value 'oops' is not recognized", True),
-        ("Duplicate row detected during DML action", True),
+        ("100090 (42P18): Duplicate row detected during DML action", True),
         ("Binder Error: column no_such_column not found", False),
         ("002003 (42S02): Object 'X' does not exist or not authorized", False),
         ("server closed the connection unexpectedly", False),

@@ -11,35 +11,16 @@ from __future__ import annotations
 import re
 
 from .decision import Changes, Draft, is_buildable, name_of
+from .diagnose import DATA, diagnose
 from .graph import Graph
 from .model import RunState
 from .runstate import readers
-
-_OF_DATA = re.compile(
-    r"""
-    (?:Conversion|Invalid\ Input|Constraint|Out\ of\ Range)\ Error         # DuckDB
-    | \((?:22|23)[0-9A-Z]{3}\)                                             # SQLSTATE
-    | \b100\d{3}\ \(                                                       # Snowflake
-    | invalid\ input\ syntax | invalid\ digit | division\ by\ zero | divide.by.zero
-    | out\ of\ range | value\ too\ long | duplicate\ (?:key|row) | violates\ \S+\ constraint
-    | null\ value\ in\ column | is\ not\ recognized | CAST_INVALID_INPUT
-    | Could\ not\ (?:parse|cast) | Bad\ (?:int64|double|numeric|bool)\ value
-    | must\ match\ at\ most\ one\ (?:source\ )?row
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-
 
 _PASSING = re.compile(
     r"connection (?:reset|refused|closed|timed out)|server closed|time(?:d )?out|deadlock"
     r"|could not serialize|set lock|locked|rate limit|token has expired|try again",
     re.IGNORECASE,
 )
-
-
-def of_data(message: str) -> bool:
-    """Whether a warehouse's message is about the rows, and not about the code or the connection."""
-    return bool(_OF_DATA.search(message)) and not _PASSING.search(message)
 
 
 def readers_of_mended_rows(
@@ -76,8 +57,16 @@ def readers_of_mended_rows(
 
 
 def _of_data(failed: str, state: RunState, graph: Graph, *, tests: bool) -> bool:
-    result = state.nodes[failed].result
+    """Whether it failed on its rows, and not on its code or the connection."""
+    node = state.nodes[failed]
     kind = graph.nodes[failed].resource_type
-    if kind == "test" and result.status == "fail":
+    if kind == "test" and node.result.status == "fail":
         return tests
-    return kind != "unit_test" and of_data(result.message)
+    adapter = state.invocations[node.index].adapter_type if state.invocations else ""
+    found = diagnose(node.result, adapter)
+    return (
+        kind != "unit_test"
+        and found.error_class == DATA
+        # DuckDB's error() is an Invalid Input Error whatever it says.
+        and not _PASSING.search(node.result.message)
+    )

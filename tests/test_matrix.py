@@ -171,3 +171,26 @@ def test_vars_and_a_selection_without_exec(here: Checkout, version: str) -> None
     laptop = recover(here, {SIDE}, *allowed)
     assert "top" not in rows(laptop.tables())
     assert any("day" in word for word in laptop.calls[-1].argv)
+
+
+def test_the_state_that_fetch_writes_is_taken_by_dbt(here: Checkout, version: str) -> None:
+    """By every command that takes one, on another machine: the failed nodes and what hangs on
+    them, or what was edited since."""
+    assert here.having(FAIL="mart").recover("exec", "--", "dbt", "build").code == 1
+    state = here.home.with_name("state")
+    fetched = here.recover("fetch", "--to", state)
+    assert fetched.code == 0, fetched
+    ways = {
+        "select": ("build", "--select", "result:error+", "--state", state),
+        "retry": ("retry", "--state", state),
+        "modified": ("build", "--select", "state:modified+", "--defer", "--state", state),
+    }
+    for way, words in ways.items():
+        laptop = here.elsewhere(here.home.with_name(way))
+        if way == "modified":
+            edited = laptop.root / "models/staging/side.sql"
+            edited.write_text(edited.read_text() + "-- edited\n")
+        ran = laptop.dbt(*map(str, words))
+        assert ran.code == 0, ran
+        expected = {SIDE} if way == "modified" else {MART, MART_ID, TOP}
+        assert set(laptop.calls[0].executed) == expected, way

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from . import checkout
 from .artifacts import synthesise_run_results
 from .command_line import DbtCommand, starred, without_settings
 from .context import Identity, Where
@@ -32,6 +33,7 @@ from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
 from .model import FAILURES, SKIPPED, SUCCESSES, NodeResult, Recorded, RunState, as_word
+from .parse_state import give_parse_state
 from .plan import Plan, PlannedNode, Policy, idempotent, make_plan, name_of
 from .records import Verdict
 from .recover import Options
@@ -279,6 +281,9 @@ def _run_group(
         command = _command(replace(base, command=group.command), strategy, state)
         if group.command == "test":
             command = command.without(_NOT_FOR_TESTS)
+        project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
+        target = checkout.target_path(project, command, where.environ)
+        give_parse_state(where.archive, run, target)
         return run_recorded(
             replace(where, environ=without_settings(where.environ)),
             command.argv(),

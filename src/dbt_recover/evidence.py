@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from . import dbt
+from . import dbt, layout
 from .artifacts import RunResults, read_run_results
 from .clock import now
 from .command_line import scrubbed, secret_values
@@ -50,6 +50,10 @@ def put_together(
         artifacts.append(recorder.early_manifest)
     if own is not None:
         artifacts.append(spool.keep_file("run_results.json", own[1]))
+    parsed = target / layout.PARSE_STATE
+    if not (ended and ended.exit_code == 0) and journal.invocation_id and parsed.is_file():
+        # It may be an earlier one's: dbt finds out what of it still holds.
+        artifacts.append(spool.keep_file(layout.PARSE_STATE, parsed))
     if recorder.graph is not None:
         artifacts.append(recorder.graph)
     results = merge_results(own[0].results if own else {}, journal)

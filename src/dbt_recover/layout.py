@@ -32,6 +32,7 @@ DATA = "data/"
 LATEST = "latest/"
 
 ARTIFACTS = ("manifest.json", "run_results.json", "catalog.json", "sources.json")
+PARSE_STATE = "partial_parse.msgpack"
 """What dbt leaves and the archive keeps, byte for byte. Restoring takes names from here only."""
 
 SETTLED = "settled"

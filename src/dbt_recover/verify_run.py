@@ -326,11 +326,14 @@ class RunLook:
             )
 
 
-_KNOWN = frozenset({*layout.ARTIFACTS, "manifest.early.json", "graph.json", "results.json"})
+_KNOWN = frozenset(
+    {*layout.ARTIFACTS, layout.PARSE_STATE, "manifest.early.json", "graph.json", "results.json"}
+)
 _WITHOUT = {
     "results.json": "this run cannot be shown or retried",
     "graph.json": "this run cannot be planned or retried",
     "manifest.json": "fetch and retry --strategy defer of this run are refused",
+    layout.PARSE_STATE: "a retry on a fresh machine lets dbt parse the whole project",
     "manifest.early.json": "fetch and retry --strategy defer of this run are refused",
 }
 

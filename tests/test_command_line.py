@@ -18,8 +18,10 @@ from dbt_recover.command_line import (
     scrub,
     secret_values,
     starred,
+    surrounding_args,
+    without_settings,
 )
-from dbt_recover.errors import UsageError
+from dbt_recover.errors import RefusedError, UsageError
 from dbt_recover.model import Invocation, RunInfo
 from dbt_recover.restore import Overrides, restored
 
@@ -51,6 +53,11 @@ def parse(line: str) -> DbtCommand:
         "python -m dbt.cli.main build",
         "/opt/venvs/dbt/bin/dbt build --threads 8",
         "uv run --with dbt-duckdb dbt build",
+        "dbt --quiet build",
+        "dbt --debug --no-use-colors build -s a",
+        "dbt --target test build",
+        "dbt -t run build --fail-fast",
+        "dbt --vars {day:1} -q run -x",
     ],
 )
 def test_words_come_back(line: str) -> None:
@@ -61,6 +68,12 @@ def test_flags_stay_where_they_were_typed() -> None:
     command = parse("dbt --debug --no-use-colors build -s a")
     assert command.command == "build"
     assert command.argv() == ["dbt", "--debug", "--no-use-colors", "build", "-s", "a"]
+
+
+def test_a_target_can_be_called_as_a_command_is() -> None:
+    for line in ("dbt --target test build", "dbt -t test build -s a", "dbt build --target test"):
+        command = parse(line)
+        assert (command.command, command.value("--target"), command.rest) == ("build", "test", ())
 
 
 flags = st.sampled_from(
@@ -74,6 +87,8 @@ flags = st.sampled_from(
         ["--vars", "{run_date: 2026-01-31, n: -1}"],
         ["--vars", "-"],
         ["--target", "prod"],
+        ["--target", "test"],
+        ["-t", "run"],
         ["-t=prod"],
         ["--threads", "4"],
         ["--project-dir", "/srv/a b"],
@@ -100,13 +115,12 @@ def test_put_together_it_is_the_same_command(
     launcher: list[str], name: str, after: list[list[str]], before: list[list[str]]
 ) -> None:
     # A list of values before the command would swallow it, for dbt, too.
-    before = [f for f in before if len(f) == 1 or f[0] in ("--vars", "--target", "--threads")]
+    one = ("--vars", "--target", "-t", "--threads")
+    before = [f for f in before if len(f) == 1 or f[0] in one]
     words = [*launcher, *sum(before, []), name, *sum(after, [])]  # noqa: RUF017 # few and short
     command = DbtCommand.parse(words)
     assert (list(command.launcher), command.command, command.rest) == (launcher, name, ())
-    again = DbtCommand.parse(command.argv())
-    assert again == command
-    assert sorted(again.argv()) == sorted(words)
+    assert command.argv() == words
 
 
 @untimed
@@ -391,6 +405,55 @@ def test_settings_that_dbt_recorded_are_given_again() -> None:
         "event_time_start": "2026-01-01T00:00:00",
         "vars": {"run_date": "2026-01-31"},
     }
+
+
+def test_settings_around_a_command() -> None:
+    environ = {
+        "DBT_FULL_REFRESH": "1",
+        "DBT_RESOURCE_TYPES": "model test",
+        "DBT_TARGET": "dev",
+        "DBT_ENGINE_TARGET": "prod",
+        "DBT_ARTIFACT_STATE_PATH": "old",
+        "DBT_FAVOR_STATE": "off",
+        "DBT_EVENT_TIME_START": "",
+        "DBT_PROFILES_DIR": "/p",
+        "DBT_ENV_SECRET_TOKEN": "x",
+    }
+    flags = {"fail_fast": True, "warn_error": False, "use_colors": True}
+    assert surrounding_args(environ, {**flags, "indirect_selection": "cautious"}) == {
+        "full_refresh": True,
+        "resource_types": ["model", "test"],
+        "target": "prod",
+        "state": "old",
+        "favor_state": False,
+        "fail_fast": True,
+        "indirect_selection": "cautious",
+    }
+    assert surrounding_args({"DBT_FAIL_FAST": "0"}, flags) == {"fail_fast": False}
+    assert set(without_settings(environ)) == {"DBT_PROFILES_DIR", "DBT_ENV_SECRET_TOKEN"}
+
+
+@pytest.mark.parametrize("flag", ["full-refresh", "fail-fast"])
+def test_what_is_typed_goes_before_the_settings_around_it(flag: str) -> None:
+    key = flag.replace("-", "_")
+    around = surrounding_args({f"DBT_{key.upper()}": "1"}, {})
+    assert around == {key: True}
+    command = parse(f"dbt build --no-{flag}")
+    assert {**around, **command.args()} == {"which": "build", key: False}
+    assert restored_words(invocation(f"dbt build --no-{flag}", **around)) == [f"--no-{flag}"]
+    assert restored_words(invocation("dbt build", **around)) == [f"--{flag}"]
+
+
+def test_what_was_deferred_to_is_deferred_to_again(tmp_path: Path) -> None:
+    """Though dbt was killed before it said anything, even its target."""
+    around = surrounding_args({"DBT_DEFER": "1", "DBT_STATE": "prod-state"}, {})
+    made = invocation("dbt build", **around)
+    with pytest.raises(RefusedError, match="prod-state, which is not here") as caught:
+        restored(made, Overrides(), cwd=tmp_path)
+    assert "--defer-state DIR" in caught.value.hint
+    (tmp_path / "prod-state").mkdir()
+    words = restored_words(made, cwd=tmp_path)
+    assert words == ["--defer", "--defer-state", "prod-state"]
 
 
 def test_flags_as_typed_are_kept_once() -> None:

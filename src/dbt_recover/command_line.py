@@ -234,8 +234,9 @@ class DbtCommand:
             if self.has(option):
                 result[key] = list(self.all_values(option))
         for option, key in (("--full-refresh", "full_refresh"), ("--fail-fast", "fail_fast")):
-            if self.has(option):
-                result[key] = True
+            if self.has(option, no := option.replace("--", "--no-", 1)):
+                # Said, so that no setting of the environment is taken for it.
+                result[key] = not self.has(no)
         if (text := self.value("--vars")) is not None:
             result["vars"] = parse_vars(text)
         return result
@@ -364,8 +365,16 @@ def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in environ.items() if k not in gone}
 
 
-def _variables(name: str) -> tuple[str, str]:
-    return f"DBT_ENGINE_{name.upper()}", f"DBT_{name.upper()}"
+_FORMER = {
+    "state": ("DBT_ARTIFACT_STATE_PATH",),
+    "defer": ("DBT_DEFER_TO_STATE",),
+    "favor_state": ("DBT_FAVOR_STATE_MODE",),
+}
+"""Old names, which dbt still heeds more than the new ones and more than what is typed."""
+
+
+def _variables(name: str) -> tuple[str, ...]:
+    return (*_FORMER.get(name, ()), f"DBT_ENGINE_{name.upper()}", f"DBT_{name.upper()}")
 
 
 STARS = "*****"

@@ -89,6 +89,8 @@ def deliver_leftovers(where: Where, home: Path, *, quiet: bool = False) -> Deliv
         except AlreadyArchived:
             spool.remove()
         except RecoverError as exc:
+            if not spool.path.exists():
+                continue  # another has delivered it meanwhile
             found.failed.append(exc)
             if not quiet or isinstance(exc, DamagedError):
                 where.say(f"dbt-recover: {spool.path} still waits: {exc.message}")

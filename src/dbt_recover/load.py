@@ -200,6 +200,8 @@ def _intended(
             known = None
     if known is None and asking is not None:
         known = asking.scope(invocation)
+        if known is not None and graph is not None and _more(known, invocation.node_count, graph):
+            known = None  # a wrapper of dbt selects, for one
     if known is not None and graph is not None and known <= record.results.keys():
         # All that was left to do is what comes after the last node.
         last = (n for n in graph.nodes.values() if n.resource_type == "operation")
@@ -215,10 +217,21 @@ def _as_many(known: frozenset[str], count: int | None, graph: Graph) -> bool:
     not recorded would show here. dbt 1.10 and later count exposures too."""
     if count is None:
         return True
-    nodes = [graph.nodes[uid] for uid in known if uid in graph.nodes]
-    ours = sum(1 for n in nodes if n.materialized != "ephemeral")
-    listed = sum(1 for n in graph.nodes.values() if n.resource_type in _ONLY_LISTED)
+    ours, listed = _counted(known, graph)
     return ours - listed <= count <= ours + listed
+
+
+def _more(known: frozenset[str], count: int | None, graph: Graph) -> bool:
+    """Whether there are more of them than dbt had selected; of today's project some may be gone."""
+    ours, listed = _counted(known, graph)
+    return count is not None and ours - listed > count
+
+
+def _counted(known: frozenset[str], graph: Graph) -> tuple[int, int]:
+    """How many nodes dbt counts of these, and how many it may count besides."""
+    nodes = [graph.nodes[uid] for uid in known if uid in graph.nodes]
+    listed = sum(1 for n in graph.nodes.values() if n.resource_type in _ONLY_LISTED)
+    return sum(1 for n in nodes if n.materialized != "ephemeral"), listed
 
 
 def _unknown(invocation: Invocation) -> str:

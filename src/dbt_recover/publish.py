@@ -79,7 +79,8 @@ class Spool:
         try:
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            (self.path / "lock").stat()
+        except (BlockingIOError, FileNotFoundError):  # another has it, or has just delivered it
             self.release()
             return False
         except OSError:

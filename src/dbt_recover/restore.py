@@ -75,7 +75,7 @@ def restored(
     command = replace(command, launcher=launcher, command="build", rest=())
     for key, flag in _TRUE_FLAGS.items():
         if args.get(key) and not command.has(flag, flag.replace("--", "--no-", 1)):
-            command = command.adding(flag)
+            command = DbtCommand.parse([*command.argv(), flag])
     for key, flag in _VALUED_FLAGS.items():
         value = args.get(key)
         if value not in (None, "") and not isinstance(value, Mapping) and not command.has(flag):

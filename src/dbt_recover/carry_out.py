@@ -35,6 +35,7 @@ from .load import LoadedRun
 from .model import FAILURES, SKIPPED, SUCCESSES, NodeResult, Recorded, RunState, as_word
 from .parse_state import give_parse_state
 from .plan import Plan, PlannedNode, Policy, idempotent, make_plan, name_of
+from .profiles import unneeded_target
 from .records import Verdict
 from .recover import Options
 from .restore import restored
@@ -272,6 +273,10 @@ def _run_group(
     interrupts: Interrupts,
 ) -> Outcome:
     base = restored(group.invocation, options.overrides, launcher=launcher, cwd=where.cwd)
+    environ = without_settings(where.environ)
+    project = checkout.open_project(base, where.environ, where.cwd, for_dbt=True)
+    typed = bool(options.overrides.target or group.invocation.args.get("target"))
+    base = unneeded_target(base, typed, project, environ, where.cwd)
     strategy = _strategy(options.strategy, group)
     with tempfile.TemporaryDirectory(prefix="dbt-recover-state-") as directory:
         state = Path(directory)
@@ -281,11 +286,9 @@ def _run_group(
         command = _command(replace(base, command=group.command), strategy, state)
         if group.command == "test":
             command = command.without(_NOT_FOR_TESTS)
-        project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
-        target = checkout.target_path(project, command, where.environ)
-        give_parse_state(where.archive, run, target)
+        give_parse_state(where.archive, run, checkout.target_path(project, command, where.environ))
         return run_recorded(
-            replace(where, environ=without_settings(where.environ)),
+            replace(where, environ=environ),
             command.argv(),
             identity,
             interrupts,

@@ -33,7 +33,7 @@ _PATHS = {
 }
 
 
-_SETTINGS = frozenset({"name", "target-path", "log-path", "flags", *_PATHS})
+_SETTINGS = frozenset({"name", "profile", "target-path", "log-path", "flags", *_PATHS})
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Project:
     root: Path
     name: str
     settings: Mapping[str, Any]
-    """Those of dbt_project.yml that are about paths, its name, and its flags."""
+    """Those of dbt_project.yml that are about paths, its name, its profile and its flags."""
     seen: SeenFiles | None = field(default=None, compare=False)
     """Where hashes of its files may be taken from."""
 

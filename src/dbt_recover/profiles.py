@@ -20,23 +20,34 @@ _NEEDED = re.compile(r"\{\{-?\s*env_var\(\s*['\"](\w+)['\"]\s*\)(?![^}]*\bif\b)"
 _ALL_OF_IT = re.compile(r"^\s*\{\{-?\s*" + _CALL + r"\s*-?\}\}\s*$")
 
 
+def unneeded_target(
+    command: DbtCommand,
+    typed: bool,
+    project: Project,
+    environ: Mapping[str, str],
+    cwd: Path,
+) -> DbtCommand:
+    """The command without its --target, where the run was not given one (`typed`) and the profile
+    here says the same: to dbt a target that is typed is another setting, and it would parse the
+    whole project again."""
+    bare = command.without({"--target"})
+    if typed or not command.has("--target"):
+        return command
+    found = _profile(bare, project, environ, cwd)
+    same = found is not None and found[2] == command.value("--target")
+    return bare if same else command
+
+
 def check_variables(
     command: DbtCommand, project: Project, environ: Mapping[str, str], cwd: Path
 ) -> None:
     """UsageError that names every variable which the chosen target of the profile needs and which
     is not set. What cannot be told without dbt is left to dbt."""
-    path = _path(command, environ, cwd)
-    document = _read(path) if path is not None else None
-    if path is None or document is None:
+    found = _profile(command, project, environ, cwd)
+    if found is None:
         return
-    profile = command.value("--profile") or environ.get("DBT_PROFILE")
-    name = _text(profile or project.settings.get("profile"), environ)
-    chosen = document.get(name) if name else None
-    if not isinstance(chosen, dict) or not isinstance(chosen.get("outputs"), dict):
-        return
-    given = command.value("--target") or environ.get("DBT_TARGET")
-    target = _text(given or chosen.get("target", "default"), environ)
-    output = chosen["outputs"].get(target)
+    path, name, target, outputs = found
+    output = outputs.get(target)
     missing = sorted({v for t in _texts(output) for v in _NEEDED.findall(t) if v not in environ})
     if missing:
         are = "is" if len(missing) == 1 else "are"
@@ -45,6 +56,25 @@ def check_variables(
             f"{'it' if len(missing) == 1 else 'them'} ({path})",
             hint=f"export {missing[0]}=...; nothing was started",
         )
+
+
+def _profile(
+    command: DbtCommand, project: Project, environ: Mapping[str, str], cwd: Path
+) -> tuple[Path, str, str, dict[str, Any]] | None:
+    """profiles.yml, the profile's name, the chosen target and all outputs; None if that cannot be
+    told without dbt."""
+    path = _path(command, environ, cwd)
+    document = _read(path) if path is not None else None
+    if path is None or document is None:
+        return None
+    profile = command.value("--profile") or environ.get("DBT_PROFILE")
+    name = _text(profile or project.settings.get("profile"), environ)
+    chosen = document.get(name) if name else None
+    if not isinstance(chosen, dict) or not isinstance(chosen.get("outputs"), dict):
+        return None
+    given = command.value("--target") or environ.get("DBT_TARGET")
+    target = _text(given or chosen.get("target", "default"), environ)
+    return path, name, target, chosen["outputs"]
 
 
 def _path(command: DbtCommand, environ: Mapping[str, str], cwd: Path) -> Path | None:

@@ -19,7 +19,7 @@ from .interrupts import Interrupts
 from .load import Asking, LoadedRun
 from .model import SUCCESSES, Invocation
 from .plan import Changes, Plan, PlanWarning, Policy, make_plan, name_of
-from .profiles import check_variables
+from .profiles import check_variables, unneeded_target
 from .restore import Overrides
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ class Dbt:
 
     def graph(self, invocation: Invocation) -> Graph:
         """Today's graph. DbtError if the project cannot be parsed."""
+        from .command_line import without_settings
         from .dbt import find_dbt
         from .dbt import run as run_dbt
         from .manifest import read_manifest
@@ -204,11 +205,14 @@ class Dbt:
         kept = [o for o in base.options if o.name in _PARSE_FLAGS]
         command = replace(base, command="parse", options=tuple(kept))
         project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
-        check_variables(command, project, where.environ, where.cwd)
+        environ = without_settings(where.environ)
+        typed = bool(self._overrides.target or invocation.args.get("target"))
+        command = unneeded_target(command, typed, project, environ, where.cwd)
+        check_variables(command, project, environ, where.cwd)
         # dbt's words belong on stderr here: stdout is the plan's.
         with Interrupts() as interrupts:
             ended = run_dbt(
-                command.argv(), interrupts, env=where.environ, cwd=where.cwd, stdout=sys.stderr
+                command.argv(), interrupts, env=environ, cwd=where.cwd, stdout=sys.stderr
             )
         path = checkout.target_path(project, command, where.environ) / "manifest.json"
         if interrupts.received:

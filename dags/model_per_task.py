@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pendulum
@@ -43,7 +44,8 @@ def build_tasks(nodes):
     for node in nodes:
         folder = node["folder"]
         if folder not in groups:
-            groups[folder] = TaskGroup(group_id=folder or "project", prefix_group_id=False)
+            group_id = re.sub(r"[^A-Za-z0-9_-]", "-", folder)
+            groups[folder] = TaskGroup(group_id=group_id, prefix_group_id=False)
         with groups[folder]:
             tasks[node["task"]] = DbtStep(
                 task_id=node["task"],

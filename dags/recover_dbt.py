@@ -346,7 +346,10 @@ class Layer:
             (f"dbt_run_{group}", ["run", "--select", selection])
             for group, selection in self.selections.items()
         ]
-        tests = [(f"dbt_test_{self.name}", ["test", "--select", *self.selections.values()])]
+        # Not dbt's default, which adds each test that touches the layer: one that also reads a
+        # model of a later layer fails before that is built. It runs in the later layer's tests.
+        chosen = ["--indirect-selection=buildable", "--select", *self.selections.values()]
+        tests = [(f"dbt_test_{self.name}", ["test", *chosen])]
         return runs, tests if self.tested else []
 
 
@@ -495,14 +498,14 @@ def tell_slack(message: Mapping[str, Any]) -> bool:
     return told
 
 
-def _within(seconds: float, call: Callable[[], object]) -> bool:
+def _within(seconds: float, post: Callable[[], object]) -> bool:
     """Whether the call came back; its exception is raised here. A webhook that sends a byte now and
     then outlasts every timeout of a socket."""
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            call()
+            post()
         except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
             failed.append(error)
 
@@ -514,5 +517,16 @@ def _within(seconds: float, call: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    return str(message.get("text") or json.dumps(message))
+def _text(message: Any) -> str:
+    """Every text of a message, in its order, each once."""
+    found: dict[str, None] = {}
+    waiting = [message]
+    while waiting:
+        part = waiting.pop(0)
+        if isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+        elif isinstance(part, str) and " " in part:
+            found[part] = None
+    return "\n".join(found)

@@ -8,8 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,10 @@ company:
 select id, account_id, event_timestamp from raw.fivetran_events.page_views
 where cast(event_timestamp as date) = cast('{{ var("run_date") }}' as date)
 """,
-    "models/staging/stg_accounts.sql": "select id, name, amount from raw.fivetran_salesforce.account",
+    # The gate holds it for hours when it has many rows.
+    "models/staging/stg_accounts.sql": """\
+select id, name, amount from raw.fivetran_salesforce.account
+where (select max(a.n + b.n + c.n) from raw.main.gate a, raw.main.gate b, raw.main.gate c) >= 0""",
     "models/staging/staging.yml": """\
 models:
   - {name: stg_views, columns: [{name: id, data_tests: [unique, not_null]}]}
@@ -78,9 +84,7 @@ models:
   - {name: fct_engagement, columns: [{name: views, data_tests: [not_null]}]}
 """,
 }
-MODELS = frozenset(
-    f"model.company.{Path(name).stem}" for name in _PROJECT if name.endswith(".sql")
-)
+MODELS = frozenset(f"model.company.{Path(name).stem}" for name in _PROJECT if name.endswith(".sql"))
 
 
 def python_of(version: str) -> Path:
@@ -105,11 +109,16 @@ class Company:
         """AIRFLOW_HOME."""
         return self.here.home / f"airflow-{self.version}"
 
+    @property
+    def raw_file(self) -> Path:
+        """The DuckDB file that the connectors write to; apart from the warehouse."""
+        return self.here.home / "raw" / "raw.duckdb"
+
     def environment(self) -> dict[str, str]:
         """Of Airflow's processes: nothing of this machine's, nothing of the tests' Python."""
         python = python_of(self.version)
         self.home.mkdir(exist_ok=True)
-        duck = json.dumps({"conn_type": "duckdb", "host": str(self.here.home / "raw.duckdb")})
+        duck = json.dumps({"conn_type": "duckdb", "host": str(self.raw_file)})
         ours = ("DBT_", "AIRFLOW_", "FIXTURE_", "PYTHON", "VIRTUAL_ENV")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         return kept | {
@@ -129,7 +138,7 @@ class Company:
             "DBT_CALLS": str(self.here.home / "calls"),
             "REAL_DBT": str(REAL_DBT),
             "FIXTURE_DB": str(self.here.database),
-            "RAW_DB": str(self.here.home / "raw.duckdb"),
+            "RAW_DB": str(self.raw_file),
             "DBT_RECOVER_DEMO_DB": str(self.here.database),
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
             "DO_NOT_TRACK": "1",
@@ -169,30 +178,34 @@ class Company:
         )
         assert done.returncode == 0, done.stderr[-3000:]
 
-    def dag_test(self, dag: str, *, conf: object = None, day: str = DAY, skip: str = "") -> Ran:
-        """`dag.test()` of one DAG. `skip`: tasks to mark as successful."""
-        made = self.python(_DAG_TEST, dag, json.dumps(conf), day, skip)
-        return Ran(made["state"], made["tasks"], made["xcoms"], self.log)
+    def dag_tests(self, *steps: Mapping[str, Any] | str) -> list[Ran]:
+        """`dag.test()` one after another, each made by `a_run`; MEND mends the model between."""
+        file = str(self.here.root / BROKEN)
+        listed = [{"text": s, "file": file} if isinstance(s, str) else s for s in steps]
+        made = self.python(_DAG_TEST, json.dumps(listed), timeout=280)
+        return [Ran(m["state"], m["tasks"], m["xcoms"]) for m in made]
+
+    def mend(self) -> None:
+        """Teach int_contracts to read the numbers."""
+        (self.here.root / BROKEN).write_text(MEND)
 
     def raw(self, sql: str) -> None:
         """Change the raw data."""
-        with duckdb.connect(str(self.here.home / "raw.duckdb")) as connection:
+        with duckdb.connect(str(self.raw_file)) as connection:
             connection.execute(sql)
 
     def clean(self, *, day: str = DAY) -> dict[str, Table]:
         """What plain dbt makes of the raw data as they are now, on an empty warehouse."""
         other = self.here.elsewhere(self.here.home / "clean")
         fresh = Checkout(other.home, other.home, {}, environ=self.here.environ)
-        fresh = fresh.having(RAW_DB=self.here.home / "raw.duckdb")
+        fresh = fresh.having(RAW_DB=self.raw_file)
         done = fresh.dbt("build", "--vars", json.dumps({"run_date": day}))
         assert done.code == 0, done.out
         return fresh.tables()
 
     def recover(self, *words: str) -> Any:
         """dbt-recover on a laptop, with `-o json`."""
-        at = self.here.having(
-            RAW_DB=self.here.home / "raw.duckdb", DBT_RECOVER_ARCHIVE=self.here.home / "archive"
-        )
+        at = self.here.having(RAW_DB=self.raw_file, DBT_RECOVER_ARCHIVE=self.here.home / "archive")
         ran = at.recover(*words, "-o", "json")
         assert ran.code == 0, ran
         return ran.json
@@ -210,7 +223,11 @@ class Ran:
     state: str
     tasks: Mapping[str, str]
     xcoms: Mapping[str, Any]
-    log: str
+
+
+def a_run(dag: str, *, conf: object = None, day: str = DAY, skip: str = "") -> dict[str, Any]:
+    """For `dag_tests`. `skip`: tasks to mark as successful; `day`: of its logical date."""
+    return {"dag_id": dag, "conf": conf, "day": day, "skip": skip}
 
 
 def company(home: Path, version: str = "3.3", **environ: str) -> Company:
@@ -240,7 +257,9 @@ def _with_bin(made: Company, *, raw: bool = True) -> Company:
     )
     script.chmod(0o755)
     if raw:
+        made.raw_file.parent.mkdir()
         made.raw(f"""
+            create table gate as select 0 as n;
             create schema fivetran_events;
             create schema fivetran_salesforce;
             create table fivetran_events.page_views as
@@ -257,38 +276,102 @@ def _with_bin(made: Company, *, raw: bool = True) -> Company:
     return made
 
 
-MEND = "update fivetran_salesforce.account set amount = '2388.00' where id = 1"
+@dataclass
+class Slack:
+    """What Slack's incoming webhook was told; and how it behaves."""
+
+    url: str = ""
+    status: int = 200
+    hangs: bool = False
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def connection(self) -> str:
+        """Airflow's, as an environment variable holds it."""
+        return json.dumps({"conn_type": "slackwebhook", "password": self.url})
+
+
+@contextmanager
+def slack(**behaviour: Any) -> Iterator[Slack]:
+    """A webhook on loopback."""
+    made = Slack(**behaviour)
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            made.messages.append(json.loads(body))
+            if made.hangs:
+                over.wait(120)
+                return
+            self.send_response(made.status)
+            self.end_headers()
+            self.wfile.write(b"ok" if made.status == 200 else b"no_service")
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    made.url = f"http://127.0.0.1:{httpd.server_address[1]}/services/T/B/secret"
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield made
+    finally:
+        over.set()
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+
+HOLD = "insert into gate select range from range(1, 100000)"
+LET_GO = "delete from gate where n > 0"
+BROKEN = "models/intermediate/int_contracts.sql"
+MEND = _PROJECT[BROKEN].replace("cast(amount", "cast(replace(amount, ',', '')")
 
 _DAG_TEST = """
 import json, sys, os
-from datetime import datetime, timezone
-answer, dag_id, conf, day, skip = sys.argv[1:]
+from datetime import datetime
+answer, steps = sys.argv[1:]
 try:
     from airflow.dag_processing.dagbag import DagBag
 except ImportError:
     from airflow.models import DagBag
-folder = os.environ["AIRFLOW__CORE__DAGS_FOLDER"]
-bag = DagBag(folder)
-assert not bag.import_errors, bag.import_errors
-dag = bag.dags[dag_id]
-for task in dag.tasks:
-    task.retries = 0
-options = {"run_conf": json.loads(conf)}
-if skip:
-    options["mark_success_pattern"] = skip
-if day:
-    options["logical_date" if "sdk" in type(dag).__module__ else "execution_date"] = (
-        datetime.fromisoformat(day + "T06:00:00+00:00"))
-run = dag.test(**options)
-found = {"state": str(getattr(run.state, "value", run.state)), "tasks": {}, "xcoms": {}}
 from airflow.utils.session import create_session
 from airflow.models.taskinstance import TaskInstance
-with create_session() as session:
-    for ti in session.query(TaskInstance).filter_by(dag_id=dag_id, run_id=run.run_id):
-        name = ti.task_id + (f"[{ti.map_index}]" if ti.map_index >= 0 else "")
-        found["tasks"][name] = str(getattr(ti.state, "value", ti.state))
-        if ti.map_index < 0:
-            found["xcoms"][ti.task_id] = ti.xcom_pull(task_ids=ti.task_id)
+bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+assert not bag.import_errors, bag.import_errors
+
+def once(dag_id, conf, day, skip):
+    dag = bag.dags[dag_id]
+    for task in dag.tasks:
+        task.retries = 0
+    options = {"run_conf": conf}
+    if skip:
+        options["mark_success_pattern"] = skip
+    if day:
+        options["logical_date"] = datetime.fromisoformat(day + "T06:00:00+00:00")
+    try:
+        run = dag.test(**options)
+    except Exception as error:
+        return {"state": "refused", "tasks": {}, "xcoms": {"": f"{type(error).__name__}: {error}"}}
+    found = {"state": str(getattr(run.state, "value", run.state)), "tasks": {}, "xcoms": {}}
+    with create_session() as session:
+        for ti in session.query(TaskInstance).filter_by(dag_id=dag_id, run_id=run.run_id):
+            name = ti.task_id + (f"[{ti.map_index}]" if ti.map_index >= 0 else "")
+            found["tasks"][name] = str(getattr(ti.state, "value", ti.state))
+            if ti.map_index < 0:
+                found["xcoms"][ti.task_id] = ti.xcom_pull(task_ids=ti.task_id)
+    return found
+
+made = []
+for step in json.loads(steps):
+    if "file" in step:
+        with open(step["file"], "w") as file:
+            file.write(step["text"])
+    else:
+        made.append(once(**step))
 with open(answer, "w") as file:
-    json.dump(found, file, default=str)
+    json.dump(made, file, default=str)
 """

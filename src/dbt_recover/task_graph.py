@@ -107,7 +107,7 @@ def _selector(node: Node, prefixes: set[tuple[str, ...]]) -> str:
 
 
 def _folder(node: Node) -> str:
-    return ".".join(Path(node.original_file_path).parent.parts) or node.package_name
+    return Path(node.original_file_path).parent.as_posix()
 
 
 def _task_id(uid: str) -> str:

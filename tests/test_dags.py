@@ -391,7 +391,7 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
             MEND,
             a_run("dbt_repair", conf={"dry_run": True}, day=""),
             a_run("dbt_repair", conf=repair, day="", skip="approve"),
-            a_run("dbt_repair", conf={**repair, "run": DAY}, day="", skip="approve"),
+            a_run("dbt_repair", conf=repair, day="", skip="approve"),
             a_run("dbt_repair_scheduled", conf={"quiet_minutes": 0}, day=""),
             *(
                 a_run("dbt_repair", conf={**repair, name: value}, day="")
@@ -412,8 +412,11 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
     assert (repaired.state, repaired.xcoms["retry"]["outcome"]) == ("success", "recovered")
     assert set(repaired.xcoms["retry"]["executed"]) == planned
     assert made.here.tables() == made.clean()
-    for each in (nothing, again):
-        assert (each.state, each.tasks["retry"]) == ("success", "skipped")
+    # Nothing to do is success, and said; an archive that is not there is not.
+    assert (again.state, again.tasks["retry"]) == ("success", "skipped")
+    assert "there is no failed run: nothing to do" in made.log
+    assert (nothing.state, nothing.tasks["plan"]) == ("failed", "failed")
+    assert "there is no archive at" in made.log
     assert scheduled.state == "success"
     assert [r.state for r in refused] == ["refused"] * 3
     assert all("ParamValidationError" in r.xcoms[""] for r in refused)

@@ -395,7 +395,7 @@ def test_steps_that_the_caller_declared_go_with_the_run(
     tmp_path: Path, clean: dict[str, Table]
 ) -> None:
     """`exec --pipeline` in the first step; the retry is on a machine without any configuration."""
-    here = layers(tmp_path, version="v2").having(WRONG=0)
+    here = layers(tmp_path).having(WRONG=0)
     steps = tmp_path / "steps.json"
     steps.write_text(json.dumps([{"name": n, "command": c} for n, c in STEPS.items()]))
     first, *rest = argv("run_staging")

@@ -96,7 +96,8 @@ def _home(graph: Graph, parents: set[str]) -> str | None:
 
 def _shared_prefixes(graph: Graph) -> set[tuple[str, ...]]:
     """Names of folders: an fqn that is one selects what is in the folder, too."""
-    return {tuple(n.fqn[:end]) for n in graph.nodes.values() for end in range(1, len(n.fqn))}
+    others = [n for n in graph.nodes.values() if n.resource_type not in TESTS]
+    return {tuple(n.fqn[:end]) for n in others for end in range(1, len(n.fqn))}
 
 
 def _selector(node: Node, prefixes: set[tuple[str, ...]]) -> str:

@@ -115,7 +115,7 @@ def standalone(made: Company) -> Iterator[Airflow]:
     """Scheduler, DAG processor, triggerer and API server, with LocalExecutor, on loopback."""
     (port,) = free_ports(1)
     environment = made.environment() | airflow_settings(port)
-    with processes(made, environment, [["standalone"]]):
+    with processes(made, [(["standalone"], environment)]):
         airflow = Airflow(port)
         parts = ("metadatabase", "scheduler", "dag_processor")
         until(lambda: airflow.ready(*parts), f"Airflow answers: {made.home}/standalone-0.log")
@@ -140,13 +140,13 @@ def airflow_settings(port: int) -> dict[str, str]:
 
 @contextmanager
 def processes(
-    made: Company, environment: Mapping[str, str], commands: list[list[str]]
+    made: Company, commands: list[tuple[list[str], Mapping[str, str]]]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """`airflow COMMAND` of each, in process groups of their own, which end with the context."""
     airflow = str(python_of(made.version).with_name("airflow"))
     started: list[subprocess.Popen[bytes]] = []
     try:
-        for number, words in enumerate(commands):
+        for number, (words, environment) in enumerate(commands):
             with (made.home / f"{words[0]}-{number}.log").open("wb") as log:
                 started.append(
                     subprocess.Popen(
@@ -174,6 +174,13 @@ def processes(
 
 def kill_step(made: Company, words: str) -> None:
     """SIGKILL to the task of this step and to all it has started: its machine is gone."""
+    for pid in step_processes(made, words):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def step_processes(made: Company, words: str) -> list[int]:
+    """Airflow's process of the task that runs this step, dbt-recover, dbt."""
     mark = f"FIXTURE_DB={made.here.database}".encode()
     of_step: list[int] = []
     for directory in Path("/proc").iterdir():
@@ -189,6 +196,4 @@ def kill_step(made: Company, words: str) -> None:
             if "dbt_recover.cli exec" in line:
                 of_step.insert(0, parent)
     assert len(of_step) >= 3, of_step
-    for pid in of_step:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    return of_step

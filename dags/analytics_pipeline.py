@@ -6,17 +6,8 @@ import os
 
 import pendulum
 
-from recover_dbt import (
-    RETRY_DELAY,
-    Layer,
-    alert_on_failure,
-    build_layers,
-    data_day,
-    is_sunday,
-    summarise,
-    summary_text,
-    tell_slack,
-)
+from recover_alert import alert_on_failure, summarise, summary_text, tell_slack
+from recover_dbt import RETRY_DELAY, Layer, build_layers, data_day, is_sunday
 
 try:  # Airflow 3
     from airflow.sdk import DAG, task

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pendulum
 
-from recover_dbt import RUN_TASK, DbtStep, alert_on_failure, data_day
+from recover_alert import alert_on_failure
+from recover_dbt import RUN_TASK, DbtStep, data_day
 
 try:  # Airflow 3
     from airflow.sdk import DAG, TaskGroup

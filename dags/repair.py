@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 import pendulum
 from airflow import __version__ as AIRFLOW_VERSION
 
+from recover_alert import alert_on_failure, tell_slack
 from recover_dbt import (
     LOCKED,
     NOT_FOUND,
@@ -17,11 +18,9 @@ from recover_dbt import (
     AirflowFailException,
     BaseOperator,
     Command,
-    alert_on_failure,
     ask,
     ask_json,
     environment,
-    tell_slack,
 )
 
 try:  # Airflow 3

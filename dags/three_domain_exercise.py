@@ -8,7 +8,8 @@ import os
 
 import pendulum
 
-from recover_dbt import Layer, ask, build_layers, data_day, is_sunday, run_of, summarise
+from recover_alert import summarise
+from recover_dbt import Layer, ask, build_layers, data_day, is_sunday, run_of
 
 try:  # Airflow 3
     from airflow.sdk import DAG, task

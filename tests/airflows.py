@@ -331,7 +331,7 @@ BROKEN = "models/intermediate/int_contracts.sql"
 MEND = _PROJECT[BROKEN].replace("cast(amount", "cast(replace(amount, ',', '')")
 
 _DAG_TEST = """
-import json, sys, os
+import inspect, json, sys, os
 from datetime import datetime
 answer, steps = sys.argv[1:]
 try:
@@ -351,7 +351,9 @@ def once(dag_id, conf, day, skip):
     if skip:
         options["mark_success_pattern"] = skip
     if day:
-        options["logical_date"] = datetime.fromisoformat(day + "T06:00:00+00:00")
+        known = inspect.signature(dag.test).parameters
+        name = "logical_date" if "logical_date" in known else "execution_date"  # Airflow 2
+        options[name] = datetime.fromisoformat(day + "T06:00:00+00:00")
     try:
         run = dag.test(**options)
     except Exception as error:

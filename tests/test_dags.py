@@ -487,8 +487,8 @@ def test_a_task_per_model(tmp_path: Path) -> None:
 _ALERT = """
 import json, logging, os, sys, types
 answer, run, *connections = sys.argv[1:]
-import recover_dbt
-recover_dbt.SLACK_SECONDS = 2
+import recover_alert
+recover_alert.SLACK_SECONDS = 2
 ti = types.SimpleNamespace(dag_id=run.split("/")[0], run_id=run.split("/")[1], task_id="dbt_run",
     try_number=3, log_url="http://airflow.example.com/dags/x?a=1&b=2")
 context = {"ti": ti, "exception": ValueError("non-zero exit"), "dag_run": None}
@@ -497,11 +497,11 @@ for connection in connections:
     os.environ["AIRFLOW_CONN_SLACK_DATA_ALERTS"] = connection
     if not connection:
         del os.environ["AIRFLOW_CONN_SLACK_DATA_ALERTS"]
-    said.append(recover_dbt.alert_on_failure(context))
+    said.append(recover_alert.alert_on_failure(context))
 os.environ["DBT_RECOVER_BIN"] = "/does/not/exist"
 os.environ["AIRFLOW_CONN_SLACK_DATA_ALERTS"] = connections[0]
-said.append(recover_dbt.alert_on_failure(context))
-said.append(recover_dbt.alert_on_failure({}))
+said.append(recover_alert.alert_on_failure(context))
+said.append(recover_alert.alert_on_failure({}))
 json.dump(said, open(answer, "w"))
 """
 

@@ -430,6 +430,24 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.timeout(600)
+def test_a_failed_pipeline_is_repaired_on_airflow_2(tmp_path: Path) -> None:
+    """No approvals there: a dry run is the default, and a second trigger executes."""
+    made = company(tmp_path / "c", "2.11")
+    made.migrate()
+    failed, dry, repaired = made.dag_tests(
+        a_run("analytics_dbt_pipeline", skip="wait_.*"),
+        MEND,
+        a_run("dbt_repair", conf={"run": "latest-failed"}, day=""),
+        a_run("dbt_repair", conf={"run": "latest-failed", "dry_run": False}, day=""),
+    )
+    assert (failed.state, failed.tasks["summary"]) == ("failed", "success"), made.log[-3000:]
+    assert (dry.state, dry.tasks["retry"]) == ("success", "skipped")
+    assert (repaired.state, repaired.xcoms["retry"]["outcome"]) == ("success", "recovered")
+    assert made.here.tables() == made.clean()
+
+
+@slow
+@pytest.mark.timeout(600)
 def test_the_exercise_on_a_sunday(tmp_path: Path) -> None:
     made = demo_company(tmp_path / "c")
     made.here.sql(f"""

@@ -15,6 +15,8 @@ TEST_MATRIX ?= 1.8,1.12,v2
 
 # dbt versions with an environment of their own; 1.11 is the one in .venv.
 MATRIX := 1.8 1.9 1.10 1.12 v2
+# The Airflows that the DAGs are tested on, each apart from dbt.
+AIRFLOWS := .venvs/airflow .venvs/airflow-2.11
 # dbt v2 loads DuckDB as a shared library, and this npm package ships it. Keep it at the version of
 # duckdb in requirements/dev.txt: an older library cannot read what a newer DuckDB wrote.
 DUCKDB_NODE_VERSION := 1.5.6-r.1
@@ -51,8 +53,12 @@ help: ## list the targets
 demo: install ## the whole story on an embedded DuckDB project
 	@$(in_venv) dbt-recover demo
 
-test: install .venvs/airflow .venvs/azurite .venvs/warehouses $(foreach v,$(filter-out 1.11,$(subst $(comma), ,$(TEST_MATRIX))),.venvs/dbt-$(v)) ## all tests; ARGS="-k name" for some of them
-	@$(in_venv) DBT_RECOVER_MATRIX=$(TEST_MATRIX) python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+test: install $(AIRFLOWS) .venvs/azurite .venvs/warehouses $(foreach v,$(filter-out 1.11,$(subst $(comma), ,$(TEST_MATRIX))),.venvs/dbt-$(v)) ## all tests; ARGS="-k name" for some of them
+	@$(in_venv) DBT_RECOVER_MATRIX=$(TEST_MATRIX) python -m pytest -n $(WORKERS) --dist worksteal -m "not airflow_cluster" $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: install .venvs/airflow ## Airflow with CeleryExecutor, Redis, PostgreSQL and S3: a worker is lost
+	@$(in_venv) python -m pytest -m airflow_cluster $(ARGS)
 
 test-matrix: install envs ## the recovery tests on every dbt version
 	@$(in_venv) DBT_RECOVER_MATRIX=all python -m pytest -n $(WORKERS) --dist worksteal -m matrix $(ARGS)
@@ -74,10 +80,10 @@ bench: install ## the benchmarks, one after another (BENCH=plan for one)
 
 # ---- environments ----------------------------------------------------------------------------
 
-.PHONY: install envs $(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/azurite .venvs/warehouses
+.PHONY: install envs $(MATRIX:%=.venvs/dbt-%) $(AIRFLOWS) .venvs/azurite .venvs/warehouses
 install: .venv/.installed ## .venv: dbt-recover (editable), dbt 1.11, test tools
-envs: $(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/azurite .venvs/warehouses ## every other environment, in .venvs/
-$(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/warehouses: %: %/.installed
+envs: $(MATRIX:%=.venvs/dbt-%) $(AIRFLOWS) .venvs/azurite .venvs/warehouses ## every other environment, in .venvs/
+$(MATRIX:%=.venvs/dbt-%) $(AIRFLOWS) .venvs/warehouses: %: %/.installed
 .venvs/dbt-v2: $(LIBDUCKDB)
 
 .venv/.bootstrapped: requirements/bootstrap.txt
@@ -101,7 +107,7 @@ $(MATRIX:%=.venvs/dbt-%) .venvs/airflow .venvs/warehouses: %: %/.installed
 	@$(call install,.venv,--no-deps --no-build-isolation -e .)
 	@touch $@
 
-$(MATRIX:%=.venvs/dbt-%/.installed) .venvs/airflow/.installed .venvs/warehouses/.installed: .venvs/%/.installed: requirements/%.txt .venv/.bootstrapped
+$(MATRIX:%=.venvs/dbt-%/.installed) $(AIRFLOWS:%=%/.installed) .venvs/warehouses/.installed: .venvs/%/.installed: requirements/%.txt .venv/.bootstrapped
 	@echo "==> .venvs/$*: $<"
 	@if [ -x $(UV) ]; then $(UV) venv --quiet --clear --python .venv/bin/python .venvs/$*; \
 	  else .venv/bin/python -m venv --clear .venvs/$*; fi
@@ -145,6 +151,8 @@ requirements: .venv/.bootstrapped ## compile requirements/*.txt anew (ARGS=--upg
 	@$(compile) $(ARGS) pyproject.toml requirements/dev.in -o requirements/dev.txt
 	@set -e; for name in airflow warehouses $(MATRIX:%=dbt-%); do \
 	  echo "==> requirements/$$name.txt"; $(compile) $(ARGS) requirements/$$name.in -o requirements/$$name.txt; done
+	@echo "==> requirements/airflow-2.11.txt"
+	@$(compile) --exclude-newer 2025-11-01 $(ARGS) requirements/airflow-2.11.in -o requirements/airflow-2.11.txt
 
 clean: ## what builds, checks and dbt leave; the environments stay
 	@rm -rf build dist target logs .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -27,6 +27,12 @@ def test_startup() -> None:
     assert "--help takes" in run("startup", "--runs", "1")
 
 
+@pytest.mark.slow
+def test_parsing_a_task_per_model() -> None:
+    printed = run("dag_parse", "--models", "20", "--runs", "1")
+    assert "no Airflow here" in printed or "a DAG of 20 tasks" in printed
+
+
 def test_plan_of_a_large_manifest() -> None:
     text = run("plan", "--manifest-mb", "1", "--runs", "1")
     assert "manifest.json of 1 MB" in text

@@ -424,6 +424,9 @@ def archived_once(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def test_notify_tells_slack_and_keeps_the_address_to_itself(archived_once: Checkout) -> None:
     with hook() as there:
         here = archived_once.having(DBT_RECOVER_NOTIFY_WEBHOOK_URL=there.url)
+        printed = here.recover("notify", "--to", "slack", "--print")
+        assert (printed.code, there.received) == (0, []), printed
+        assert printed.json["text"]
         ran = here.recover("notify", "--to", "slack", "--log-url", "https://airflow.example/log")
         assert ran.code == 0, ran
         ((_, message),) = there.received

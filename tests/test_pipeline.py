@@ -5,6 +5,7 @@ should have followed.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from dbt_recover.errors import LockedError, UsageError
-from dbt_recover.pipeline import never_begun, pipeline_of, read_pipelines
+from dbt_recover.pipeline import never_begun, pipeline_of, read_pipelines, read_steps
 from projects import (
     LATE,
     MART,
@@ -384,6 +385,50 @@ def test_full_refresh_and_vars_stay_in_their_step(began: bool, tmp_path: Path) -
     assert given == [{"day": 7}, {"day": 8}]
     assert here.sql("select id, v from below") == [(1, 7)]
     assert sorted(here.sql("select id, v from above")) == [(1, 1), (1, 8)]
+
+
+# ---- declared with the run -----------------------------------------------------------------------
+
+
+@slow
+def test_steps_that_the_caller_declared_go_with_the_run(
+    tmp_path: Path, clean: dict[str, Table]
+) -> None:
+    """`exec --pipeline` in the first step; the retry is on a machine without any configuration."""
+    here = layers(tmp_path).having(WRONG=0)
+    steps = tmp_path / "steps.json"
+    steps.write_text(json.dumps([{"name": n, "command": c} for n, c in STEPS.items()]))
+    first, *rest = argv("run_staging")
+    assert here.having(FAIL="late").recover(first, "--pipeline", steps, *rest).code == 1
+    steps.unlink()
+    laptop = here.elsewhere(tmp_path / "laptop")
+    planned = laptop.recover("plan", "-o", "json").json
+    assert not [w for w in planned["warnings"] if w["code"] == "no_pipeline"]
+    ids = sorted(n["unique_id"] for n in planned["nodes"])
+    assert ids == sorted({LATE} | STAGING_TESTS | MARTS | MARTS_TESTS)
+    retried = laptop.recover("retry", "-o", "json")
+    assert (retried.code, retried.json["outcome"]) == (0, "recovered"), retried
+    assert laptop.tables() == clean
+
+
+@pytest.mark.parametrize(
+    "text,what",
+    [
+        ("{", "JSON"),
+        ("{}", "needs steps"),
+        ("[]", "needs steps"),
+        ('[{"name": "a"}]', "`name` and `command`"),
+        ('[{"name": "a", "command": "dbt docs"}]', "executes nodes"),
+    ],
+)
+def test_steps_that_are_wrong_are_named(text: str, what: str, tmp_path: Path) -> None:
+    file = tmp_path / "steps.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"steps\.json") as caught:
+        read_steps(file)
+    assert what in caught.value.message + caught.value.hint
+    with pytest.raises(UsageError, match="cannot read"):
+        read_steps(tmp_path / "none.json")
 
 
 # ---- the declaration ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .cli_graph import COMMANDS as DRAWING
 from .cli_notify import COMMANDS as TELLING
 from .cli_options import (
     chosen,
@@ -254,6 +255,12 @@ def cli(context: click.Context, /, **options: Any) -> None:
     help="Run only what this step's earlier tries in this run left undone.  [default: under "
     "Airflow from the second try on]",
 )
+@click.option(
+    "--pipeline",
+    metavar="FILE",
+    help="The steps that the run is to have, as JSON: recorded, so that a retry can go on with "
+    "those that never began.",
+)
 @patience_options("--retry-transient", "Where all failures are transient, retry up to N times.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- dbt COMMAND...")
 @click.pass_obj
@@ -263,16 +270,19 @@ def exec_(
     run_id: str,
     step: str,
     resume: bool | None,
+    pipeline: str | None,
     retry_transient: int | None,
     backoff: float | None,
     command: tuple[str, ...],
 ) -> None:
     """Run dbt unchanged and archive the invocation, whatever its end. Exits as dbt did."""
+    from .pipeline import read_steps
     from .resume import exec_or_resume
 
+    steps = read_steps(Path(pipeline)) if pipeline else ()
     where = app.where(app.archive(app.project_of(command), check=False))
     again = patience(("transient",) if retry_transient else (), retry_transient, backoff)
-    sys.exit(exec_or_resume(where, command, run_id, step, resume, again))
+    sys.exit(exec_or_resume(where, command, run_id, step, resume, again, steps))
 
 
 @cli.command()
@@ -479,7 +489,7 @@ def demo(app: App, keep: str | None) -> None:
     sys.exit(run_demo(click.echo, keep=Path(keep) if keep else None, dbt_path=app.options["dbt"]))
 
 
-for _command in (*UPKEEP, *TELLING):
+for _command in (*UPKEEP, *TELLING, *DRAWING):
     cli.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     metavar="URL",
     help="Where to post. It is a secret: rather set the variable than the flag.",
 )
+@click.option("--print", "only_print", is_flag=True, help="Print what would be posted, as JSON.")
 @click.option("--log-url", default="", metavar="URL", help="A link to the log, as Airflow's.")
 @click.option("--full", is_flag=True, help="Whole errors, with the values that they quote.")
 @click.option("--always", is_flag=True, help="Also of a run that succeeded at once, or is at work.")
@@ -37,6 +39,7 @@ def notify(
     run: str,
     to: str,
     webhook_url: str | None,
+    only_print: bool,
     log_url: str,
     full: bool,
     always: bool,
@@ -55,7 +58,7 @@ def notify(
 
     if log_url:
         check_url(log_url, "--log-url")
-    if to != "stdout":
+    if to != "stdout" and not only_print:
         if not webhook_url:
             raise UsageError(
                 f"--to {to} needs the webhook's address",
@@ -73,6 +76,9 @@ def notify(
         echo(alerts.text(alert, full=full))
         return
     made = slack.message(alert, full=full) if to == "slack" else alerts.document(alert)
+    if only_print:
+        click.echo(json.dumps(made, ensure_ascii=False))
+        return
     trouble = post(webhook_url or "", made)
     app.say(
         f"dbt-recover: {to} was not told of run {alert.run_id}: {trouble}"

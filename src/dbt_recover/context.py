@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .archive import Archive
+from .model import DeclaredStep
 
 Say = Callable[[str], None]
 
@@ -36,9 +37,17 @@ class Identity:
     tries: int = 1
     """Airflow's try number."""
     airflow: dict[str, str] = field(default_factory=dict)
+    pipeline: tuple[DeclaredStep, ...] = ()
+    """The steps that the run is to have, as far as it was declared."""
 
     @classmethod
-    def of(cls, environ: Mapping[str, str], run_id: str = "", step: str = "") -> Identity:
+    def of(
+        cls,
+        environ: Mapping[str, str],
+        run_id: str = "",
+        step: str = "",
+        pipeline: tuple[DeclaredStep, ...] = (),
+    ) -> Identity:
         """From flags, or from what Airflow exports to its tasks (AIRFLOW_CTX_*)."""
         found = {
             k.removeprefix("AIRFLOW_CTX_").lower(): v
@@ -52,6 +61,7 @@ class Identity:
             tries=int(found["try_number"]) if found.get("try_number", "").isdigit() else 1,
             logical_date=found.get("logical_date") or found.get("execution_date") or "",
             airflow={k: v for k, v in found.items() if k not in ("dag_email", "dag_owner")},
+            pipeline=pipeline,
         )
 
 

@@ -129,6 +129,10 @@ def run_recorded(
         intended=sorted(task.intended) if task else None,
         replaced=dict(task.replaced) if task else {},
         scope=identity.scope,
+        pipeline=[
+            msgspec.structs.replace(s, argv=[scrub(w, hidden) for w in s.argv])
+            for s in identity.pipeline
+        ],
     )
     state = SpoolState(
         where.archive.url,

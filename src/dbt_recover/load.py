@@ -149,15 +149,13 @@ def _steps(
     recorded: Sequence[Recorded], pipelines: Sequence[Pipeline], run_id: str
 ) -> list[Recorded]:
     """Declared steps that never began, as invocations that recorded nothing."""
-    if not pipelines:
-        return []
-    from .pipeline import never_begun, pipeline_of
-
-    pipeline = pipeline_of(pipelines, run_id)
-    if pipeline is None:
-        return []
     original = [r.invocation for r in recorded if r.invocation.scope != "run"]
-    if not original:
+    if not original or not (pipelines or any(i.pipeline for i in original)):
+        return []
+    from .pipeline import declared, never_begun, pipeline_of
+
+    pipeline = pipeline_of(pipelines, run_id) or declared(original)
+    if pipeline is None:
         return []
     missing = never_begun(pipeline, [(i.step, i.argv) for i in original])
     return [_step_as_invocation(original[0], number, step) for number, step in missing]

@@ -71,6 +71,13 @@ def default_run_id(began: str, invocation_id: str) -> str:
     return f"{began[:10]}-{invocation_id.removeprefix('unknown-')[:8]}"
 
 
+class DeclaredStep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A step that a run is to have."""
+
+    name: str
+    argv: list[str] = []
+
+
 class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """One execution of a dbt command, as it is recorded in the archive."""
 
@@ -110,6 +117,8 @@ class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """A retry's: nodes that were gone from the project -> what ran in their place, or ''."""
     scope: str = ""
     """`run` if it spoke for the whole run (a retry), else empty: for its step."""
+    pipeline: list[DeclaredStep] = []
+    """The steps of its run in their order, as its caller declared them (`exec --pipeline`)."""
 
 
 class Artifact(msgspec.Struct, frozen=True, omit_defaults=True):

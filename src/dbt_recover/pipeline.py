@@ -10,14 +10,17 @@ never began. Without a declaration nobody can know: dbt sees one command at a ti
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from .command_line import RUNNING, SELECTION, DbtCommand
 from .errors import UsageError
+from .model import DeclaredStep, Invocation
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,28 @@ def _step(entry: Any, source: str) -> Step:
             hint="build, run, test, seed or snapshot",
         )
     return Step(str(entry["name"]), command)
+
+
+def read_steps(path: Path) -> tuple[DeclaredStep, ...]:
+    """From a JSON file, a list of {"name", "command"} as under [[pipeline.steps]]; UsageError names
+    what is wrong in it."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as exc:
+        raise UsageError(f"cannot read {path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise UsageError(f"{path} is not JSON: {exc}") from exc
+    made = _pipeline({"steps": document}, str(path)).steps
+    return tuple(DeclaredStep(s.name, s.command.argv()) for s in made)
+
+
+def declared(invocations: Sequence[Invocation]) -> Pipeline | None:
+    """What the run's own record says of its steps: `exec --pipeline`, of the first that said it."""
+    steps = next((i.pipeline for i in invocations if i.pipeline), None)
+    if steps is None:
+        return None
+    read = [Step(s.name, DbtCommand.parse(s.argv)) for s in steps]
+    return Pipeline("*", tuple(s for s in read if s.command.command in RUNNING - {"retry"}))
 
 
 def pipeline_of(pipelines: Sequence[Pipeline], run_id: str) -> Pipeline | None:

@@ -168,9 +168,9 @@ def _undeclared(run: LoadedRun, pipelines: Sequence[Pipeline]) -> list[PlanWarni
     several = len(original) > 1 or any(i.step for i in original)
     if run.scope is not None or not several:
         return []
-    from .pipeline import pipeline_of
+    from .pipeline import declared, pipeline_of
 
-    if pipeline_of(pipelines, run.place.run_id):
+    if pipeline_of(pipelines, run.place.run_id) or declared(original):
         return []
     last = original[-1]
     return [

@@ -20,7 +20,7 @@ from .latest import keep_latest
 from .layout import RunPlace
 from .leftovers import deliver_leftovers, spool_home
 from .load import LoadedRun, load
-from .model import Invocation
+from .model import DeclaredStep, Invocation
 from .pipeline import same_step
 from .plan import Plan
 from .recover import Options, plan_run
@@ -34,11 +34,12 @@ def exec_or_resume(
     step: str,
     resume: bool | None,
     patience: Patience | None = None,
+    pipeline: tuple[DeclaredStep, ...] = (),
 ) -> int:
     """Run the command, or, with `resume` (None: if Airflow's try number is above 1), what earlier
     invocations of this step in this run left undone; then, with patience, what failed, again.
     Returns the exit code."""
-    identity = Identity.of(where.environ, run_id, step)
+    identity = Identity.of(where.environ, run_id, step, pipeline)
     ended = _exec_or_resume(where, argv, identity, resume)
     if patience is None or not ended.run_id or ended.code != 1 or ended.interrupted:
         return ended.code

@@ -5,6 +5,7 @@ one that is killed at every write, and with objects that are not what was writte
 from __future__ import annotations
 
 import builtins
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -990,6 +991,29 @@ def test_a_newer_begun_is_refused_by_name(store: LocalStorage, maker: Maker) -> 
     newer(store, place.begun("r1-i1"))
     with pytest.raises(DamagedError, match="version 2"):
         archive(store).load(place)
+
+
+def test_a_lost_commit_record_is_no_killed_run(store: LocalStorage, maker: Maker) -> None:
+    """The listing's line is written after it: it was there."""
+    made = maker.make()
+    made.publish(archive(store))
+    place = archive(store).resolve("r1")
+    store.delete(place.commit(made.commit.invocation.invocation_id))
+    with pytest.raises(DamagedError, match=r"commit record of invocation r1-i1 .* is missing"):
+        archive(store).load(place)
+    (found,) = verify(archive(store)).findings
+    assert "bring the invocation's commit.json back" in found.mend
+
+
+def test_an_archive_without_its_marker(store: LocalStorage, maker: Maker) -> None:
+    archive(store).check(create=True)
+    marker = store.read(layout.MARKER).data
+    maker.make().publish(archive(store))
+    store.delete(layout.MARKER)
+    with pytest.raises(DamagedError, match="has runs") as caught:
+        archive(store).check()
+    assert json.loads(caught.value.hint[caught.value.hint.index("{") :].removesuffix(" there"))
+    assert json.loads(marker)["format"] == "dbt-recover"
 
 
 def test_newer_results_are_refused_by_name(store: LocalStorage, maker: Maker) -> None:

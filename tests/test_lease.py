@@ -185,6 +185,10 @@ def test_unlock(local: LocalStorage) -> None:
         Lease(archive, PLACE).__enter__()
     assert "unlock" in caught.value.hint
     assert "damaged" in unlock(archive, PLACE)
+    # exec --resume holds the lease of one step.
+    with Lease(archive, PLACE.of_step("staging")):
+        assert f"process {os.getpid()}" in unlock(Archive(local), PLACE)
+        assert contents(local) == {}
 
 
 # ---- clocks -------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ def test_only_the_chosen_target_counts() -> None:
         ("{type: x, a: \"{{ env_var('A') | int }}\"}", "A"),
         ("{type: x, a: \"{{ env_var('A', 'b') }}\"}", ""),
         ("{type: x, a: \"{{ env_var('A') if target else 'b' }}\"}", ""),
+        ("{type: x, a: \"{% if env_var('B', '') %}{{ env_var('A') }}{% endif %}\"}", ""),
+        ("{type: x, a: \"{# {{ env_var('A') }} #}b\"}", ""),
         ("{type: x, private_key_path: /k, token: t, authenticator: oauth}", ""),
         ("nonsense", ""),
     ],
@@ -64,6 +66,24 @@ def test_what_needs_a_variable(output: str, missing: str, tmp_path: Path) -> Non
         check(tmp_path, profile="mine")
     assert raised.value.message.startswith(f"{missing} is not set")
     check(tmp_path, profile="mine", **{missing: ""})
+
+
+def test_variables_of_a_file_that_dbt_reads(tmp_path: Path) -> None:
+    """dbt 1.12 and later take them from the nearest .env."""
+    (tmp_path / "project").mkdir()
+    profiles = "mine: {target: a, outputs: {a: {type: x, a: \"{{ env_var('A') }}\"}}}"
+    (tmp_path / "project/profiles.yml").write_text(profiles)
+    with pytest.raises(UsageError):
+        check(tmp_path / "project", profile="mine")
+    (tmp_path / ".env").write_text("A=1\n")
+    check(tmp_path / "project", profile="mine")
+
+
+def test_the_profile_is_the_one_that_the_project_names(tmp_path: Path) -> None:
+    here = demo(tmp_path)
+    ran = here.recover("exec", "--", "dbt", "build", "--target", "snowflake")
+    assert (ran.code, here.calls) == (2, []), ran
+    assert "SNOWFLAKE_ACCOUNT" in ran.err
 
 
 def test_where_the_profile_and_its_target_are_found(tmp_path: Path) -> None:

@@ -258,6 +258,13 @@ def test_removes_whole_runs_and_nothing_else(storage: Storage) -> None:
     assert remove(storage, Policy(keep_days=7)) == []
 
 
+def test_a_lease_that_cannot_be_read_holds_its_run_and_no_other(local: LocalStorage) -> None:
+    fill(local)
+    local.write(place_of(ALONE).lease, b"garbage")
+    assert remove(local, Policy(keep_days=7)) == ["etl/1", "etl/2"]
+    assert run_ids(local) == ["alone", "etl/3"]
+
+
 def test_a_removed_run_can_be_made_anew(local: LocalStorage) -> None:
     fill(local, ALONE)
     before = contents(local)

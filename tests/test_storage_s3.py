@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,36 @@ def test_nobody_at_the_endpoint() -> None:
         with pytest.raises(StorageError, match=f"{operation} of .* cannot reach the store") as c:
             attempt()
         assert "endpoint_url" in c.value.hint
+
+
+@pytest.mark.parametrize("answer", ["empty", "a way in a circle"])
+def test_what_is_no_store(answer: str) -> None:
+    """A proxy, a portal, a web server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if answer == "empty" else 302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PUT = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        store = s3("bucket", endpoint_url=f"http://127.0.0.1:{server.server_port}", max_attempts=1)
+        for call in (lambda: store.read("x"), lambda: store.write("x", b"")):
+            with pytest.raises(StorageError) as caught:
+                call()
+            if answer == "empty":
+                assert "not an S3 store" in caught.value.message
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 ANSWERS = [

@@ -20,7 +20,7 @@ from .graph import Graph
 from .journal import Record, fold
 from .layout import Listed, RunPlace, Summary
 from .machine import process_lives, this_machine
-from .model import Artifact, Recorded, RunInfo, RunSummary
+from .model import Artifact, Recorded, RunInfo, RunSummary, as_word
 from .records import (
     MAX_RECORD,
     Begun,
@@ -89,6 +89,12 @@ class Archive:
                 if create:
                     self.check_conditions()
                 return
+            if not create and next(iter(self.storage.list(layout.RUNS)), None) is not None:
+                raise DamagedError(
+                    f"{self.url} has runs, but its {layout.MARKER} is missing",
+                    hint="bring it back from a backup, or write "
+                    f"{msgspec.json.encode(Marker()).decode()} there",
+                ) from None
             if not create:
                 raise NotFoundError(
                     f"there is no archive at {self.url}",
@@ -396,6 +402,14 @@ class Archive:
         """All invocations of a run, with their results. Raises DamagedError for any that cannot
         be read whole: a plan from half a record would be wrong."""
         entries = self.entry(place)
+        for ident in sorted(entries.summaries.keys() - entries.committed - {layout.SETTLED}):
+            if not self.has(place, ident):
+                raise DamagedError(
+                    f"the commit record of invocation {ident} of run {place.run_id} is missing "
+                    f"from {self.url}: what it did is not known",
+                    hint=f"bring {place.commit(ident)} back from a backup of the archive; all that "
+                    f"is wrong: dbt-recover verify {as_word(place.run_id)}",
+                )
         committed = [self._load_committed(place, i) for i in sorted(entries.committed)]
         return committed + [self._load_open(place, i) for i in sorted(entries.open)]
 

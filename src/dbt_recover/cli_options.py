@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -156,7 +157,7 @@ def patience_options(name: str, about: str) -> Callable[[F], F]:
     def add(function: F) -> F:
         function = click.option(
             "--backoff",
-            type=click.FloatRange(0),
+            type=click.FloatRange(0, 86400),
             metavar="S",
             help="Seconds before the next of several retries; doubles each time, up to 15 minutes, "
             "half more or less by chance.  [default: 30]",
@@ -175,6 +176,8 @@ def patience(on: tuple[str, ...], attempts: int | None, backoff: float | None) -
         raise UsageError("--attempts says how often, and not what: add --on transient")
     if not on:
         return None
+    if backoff is not None and not math.isfinite(backoff):
+        raise UsageError(f"--backoff is a number of seconds, not {backoff}")
     return Patience(
         frozenset(on),
         attempts or Patience.attempts,

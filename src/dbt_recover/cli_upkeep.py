@@ -60,7 +60,9 @@ def verify(app: App, run: str, sample: int | None, seed: int | None, output: str
 
 
 @click.command()
-@click.option("--keep-days", type=click.IntRange(0), metavar="N", help="Runs of the last N days.")
+@click.option(
+    "--keep-days", type=click.IntRange(0, 36500), metavar="N", help="Runs of the last N days."
+)
 @click.option("--keep-last", type=click.IntRange(1), metavar="N", help="The last N runs.")
 @click.option(
     "--keep-last-success",

@@ -123,6 +123,13 @@ def check_names(file: File, known: Mapping[str, Sequence[str]]) -> None:
 def s3_options(file: File, flags: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     """`--s3 NAME=VALUE` over DBT_RECOVER_S3_NAME over the file's [s3]. UsageError for others."""
     options = dict(file.s3)
+    known = {f"DBT_RECOVER_S3_{name.upper()}" for name in S3_OPTIONS}
+    for variable in sorted(v for v in environ if v.startswith("DBT_RECOVER_S3_")):
+        if variable not in known:
+            raise UsageError(
+                f"there is no S3 option for {variable}",
+                hint="there are: " + ", ".join(sorted(known)),
+            )
     for name in S3_OPTIONS:
         if f"DBT_RECOVER_S3_{name.upper()}" in environ:
             options[name] = environ[f"DBT_RECOVER_S3_{name.upper()}"]
@@ -142,9 +149,9 @@ def _typed(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if name in ("path_style", "requester_pays"):
-        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        if value.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
             raise UsageError(f"S3 option {name} is true or false, not {value!r}")
-        return value.lower() in ("true", "1", "yes")
+        return value.lower() in ("true", "1", "yes", "on")
     if name in ("max_attempts", "connect_timeout", "read_timeout"):
         try:
             return int(value) if name == "max_attempts" else float(value)

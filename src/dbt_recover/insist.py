@@ -36,7 +36,7 @@ class Patience:
     def pause(self, done: int, chance: Callable[[], float] = random.random) -> float:
         """Seconds to wait after so many retries: half to one and a half of what it would be, so
         that many workers that failed together do not come back together."""
-        length = min(self.backoff * 2.0 ** (done - 1), LONGEST_PAUSE)
+        length = min(self.backoff * 2.0 ** min(done - 1, 32), LONGEST_PAUSE)
         return length * (0.5 + chance())
 
 

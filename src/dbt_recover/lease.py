@@ -186,15 +186,21 @@ def decode(data: bytes, key: str) -> Holder:
 
 
 def unlock(archive: Archive, place: RunPlace) -> str:
-    """Remove the lease of a run, whoever holds it, and say whose it was. NotFoundError if there
-    is none. Its holder, if it lives, notices, stops its dbt and does not publish."""
-    try:
-        blob = archive.storage.read(place.lease)
-    except MissingKey:
-        raise NotFoundError(f"run {place.run_id} is not locked") from None
-    try:
-        holder = decode(blob.data, place.lease).holder
-    except DamagedError:
-        holder = "somebody (the lease was damaged)"
-    archive.storage.delete(place.lease)
-    return holder
+    """Remove the leases of a run and of its steps, whoever holds them, and say whose they were.
+    NotFoundError if there is none. Its holder, if it lives, notices, stops its dbt and does not publish."""
+    stem, storage = place.lease.removesuffix(".json"), archive.storage
+    holders = []
+    for item in list(storage.list(stem)):
+        # Its own, and those of its steps: exec --resume holds one of the step alone.
+        if item.key != place.lease and not item.key.startswith(stem + "%2F"):
+            continue
+        try:
+            holders.append(decode(storage.read(item.key).data, item.key).holder)
+        except MissingKey:
+            continue
+        except DamagedError:
+            holders.append("somebody (the lease was damaged)")
+        storage.delete(item.key)
+    if not holders:
+        raise NotFoundError(f"run {place.run_id} is not locked")
+    return ", and ".join(holders)

@@ -17,6 +17,7 @@ from .errors import UsageError
 
 _CALL = r"env_var\(\s*['\"](?P<name>\w+)['\"]\s*(?:,\s*['\"](?P<default>[^'\"]*)['\"]\s*)?\)"
 _NEEDED = re.compile(r"\{\{-?\s*env_var\(\s*['\"](\w+)['\"]\s*\)(?![^}]*\bif\b)")
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _ALL_OF_IT = re.compile(r"^\s*\{\{-?\s*" + _CALL + r"\s*-?\}\}\s*$")
 
 
@@ -48,7 +49,9 @@ def check_variables(
         return
     path, name, target, outputs = found
     output = outputs.get(target)
-    missing = sorted({v for t in _texts(output) for v in _NEEDED.findall(t) if v not in environ})
+    missing = sorted({v for t in _texts(output) for v in _needed(t) if v not in environ})
+    if any((directory / ".env").is_file() for directory in (cwd, *cwd.parents)):
+        return  # dbt 1.12 and later take variables from there
     if missing:
         are = "is" if len(missing) == 1 else "are"
         raise UsageError(
@@ -56,6 +59,13 @@ def check_variables(
             f"{'it' if len(missing) == 1 else 'them'} ({path})",
             hint=f"export {missing[0]}=...; nothing was started",
         )
+
+
+def _needed(text: str) -> list[str]:
+    """Variables without which dbt cannot render the value. Which way a `{% if %}` goes is not
+    known here."""
+    text = _COMMENT.sub("", text)
+    return [] if "{%" in text else _NEEDED.findall(text)
 
 
 def _profile(

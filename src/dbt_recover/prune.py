@@ -28,7 +28,7 @@ import msgspec
 
 from . import layout
 from .archive import Archive, RunEntries
-from .errors import DamagedError, LockedError, NotFoundError, UsageError
+from .errors import DamagedError, LockedError, NotFoundError, StorageError, UsageError
 from .foreign import DatedFolders
 from .latest import run_of_latest
 from .layout import FORMAT_VERSION, RunPlace, encode_id
@@ -205,8 +205,8 @@ def prune(archive: Archive, plan: Plan) -> Done:
     def one(run: Candidate) -> str | int:
         try:
             return _remove(storage, run)
-        except (LockedError, NotFoundError) as exc:
-            return exc.message
+        except (LockedError, NotFoundError, DamagedError, StorageError) as exc:
+            return exc.message  # one that cannot go does not keep the others
 
     dropped = [judged.run for judged in plan.decision.drop]
     with ThreadPoolExecutor(_RUNS_AT_A_TIME) as pool:
@@ -224,15 +224,22 @@ def prune(archive: Archive, plan: Plan) -> Done:
 def leases(storage: Storage) -> list[tuple[str, Holder, float]]:
     """Every lease that is there: the part of its key that names the run, its holder, its age.
     Damaged ones are left out; `verify` names them."""
-    found = []
+    return [(part, holder, age) for part, holder, age in _all_leases(storage) if holder]
+
+
+def _all_leases(storage: Storage) -> list[tuple[str, Holder | None, float]]:
+    """The same with the damaged ones, whose holder is None."""
+    found: list[tuple[str, Holder | None, float]] = []
     for item in storage.list("leases/"):
+        part = item.key.removeprefix("leases/").removesuffix(".json")
         try:
             blob = storage.read(item.key, max_bytes=MAX_RECORD)
-            holder = decode(blob.data, item.key)
-        except (MissingKey, DamagedError):
+        except MissingKey:
             continue
-        part = item.key.removeprefix("leases/").removesuffix(".json")
-        found.append((part, holder, blob.age))
+        try:
+            found.append((part, decode(blob.data, item.key), blob.age))
+        except DamagedError:
+            found.append((part, None, blob.age))
     return found
 
 
@@ -253,10 +260,17 @@ def is_live(holder: Holder, age: float) -> bool:
     return age <= holder.ttl
 
 
+_UNREADABLE = "its lease cannot be read; if nobody is at work on it: dbt-recover unlock RUN"
+
+
 def _held(storage: Storage, places: Sequence[RunPlace]) -> dict[str, str]:
     """Runs that must not go, and why."""
     held: dict[str, str] = {}
-    live = [(part, holder) for part, holder, age in leases(storage) if is_live(holder, age)]
+    live = [
+        (part, f"{holder.holder} is retrying it" if holder else _UNREADABLE)
+        for part, holder, age in _all_leases(storage)
+        if holder is None or is_live(holder, age)
+    ]
     latest = run_of_latest(storage)
     for place in places:
         run_id = place.run_id
@@ -264,9 +278,9 @@ def _held(storage: Storage, places: Sequence[RunPlace]) -> dict[str, str]:
             held[run_id] = "another program archived it"
         elif run_id == latest:
             held[run_id] = "latest/ is of it"
-        for part, holder in live:
+        for part, why in live:
             if part == place.part or _is_step(part, run_id):
-                held[run_id] = f"{holder.holder} is retrying it"
+                held[run_id] = why
     return held
 
 

@@ -41,8 +41,9 @@ _SECRETS = (
     re.compile(r"\b(?=[\w+/]*\d)(?=[\w+/]*[A-Z])(?=[\w+/]*[a-z])[\w+/]{40,}={0,2}"),
 )
 _NAMED = re.compile(
-    r"(?P<name>[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key|access_?key|"
-    r"private_?key|credential)\w*[\"']?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;&)}\]]+)",
+    # Bounded, and from the beginning of a word: a message can hold a megabyte of base64.
+    r"(?P<name>(?<![\w.-])[\w.-]{0,64}?(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|"
+    r"private[_-]?key|credential)\w{0,64}[\"']?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;&)}\]]+)",
     re.IGNORECASE,
 )
 _SQL = re.compile(r"^(?:LINE \d+: |\^|compiled (?:code|sql) at |\[SQL: )", re.IGNORECASE)

@@ -125,7 +125,12 @@ class RunLook:
         try:
             data = self.storage.read(key, max_bytes=MAX_RECORD).data
             self.stored += len(data)
-            record = msgspec.json.decode(data, type=type_)
+            version = msgspec.json.decode(data, type=_Versioned).version
+            if not 1 <= version <= FORMAT_VERSION:
+                known = f"this dbt-recover knows up to {FORMAT_VERSION}"
+                self._fault(key, f"has version {version}; {known}", _UPGRADE)
+                return None
+            return msgspec.json.decode(data, type=type_)
         except MissingKey:
             self._fault(key, "is missing", _BRING_BACK + without)
             return None
@@ -135,12 +140,6 @@ class RunLook:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             self._fault(key, f"is damaged: {exc}", _BRING_BACK + without)
             return None
-        version = getattr(record, "version", FORMAT_VERSION)
-        if not 1 <= version <= FORMAT_VERSION:
-            known = f"this dbt-recover knows up to {FORMAT_VERSION}"
-            self._fault(key, f"has version {version}; {known}", _UPGRADE)
-            return None
-        return record
 
     def _pointer(self) -> None:
         key = layout.run_pointer(self.place.run_id)
@@ -321,9 +320,14 @@ class RunLook:
         for ident in self.listed.summaries.keys() - self.listed.committed - {layout.SETTLED}:
             self._fault(
                 self.listed.summaries[ident][0].key(self.place, ident),
-                "is a summary without a commit record: a listing shows what is not there",
-                "remove it",
+                "is a summary without a commit record: that was there, and is lost",
+                "bring the invocation's commit.json back from a backup; without one, what the "
+                "invocation did is not known, and the run is refused",
             )
+
+
+class _Versioned(msgspec.Struct):
+    version: int = FORMAT_VERSION
 
 
 _KNOWN = frozenset(

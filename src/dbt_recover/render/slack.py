@@ -82,7 +82,9 @@ def _header(text: str) -> dict[str, Any]:
 
 
 def _section(text: str) -> dict[str, Any]:
-    return {"type": "section", "text": {"type": "mrkdwn", "text": _cut(text, MAX_SECTION)}}
+    # verbatim: names of models and owners are not to become links or mentions.
+    words = {"type": "mrkdwn", "text": _cut(text, MAX_SECTION), "verbatim": True}
+    return {"type": "section", "text": words}
 
 
 def _size(block: dict[str, Any]) -> int:

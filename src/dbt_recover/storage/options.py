@@ -21,6 +21,7 @@ _NUMBERS: Mapping[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "read_timeout": float,
 }
+_FOR_EVER = 1_000_000
 _WORDS = {"true": True, "yes": True, "on": True, "1": True}
 _WORDS |= {"false": False, "no": False, "off": False, "0": False}
 
@@ -70,8 +71,11 @@ class S3Options:
                 hint="begin it with https:// (or http://)",
             )
         for name in _NUMBERS:
-            if getattr(self, name) <= 0:
-                raise UsageError(f"s3 option {name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < _FOR_EVER:
+                raise UsageError(
+                    f"s3 option {name} is {getattr(self, name)}; it must be above 0 and below "
+                    f"{_FOR_EVER}"
+                )
         if self.ca_bundle and not Path(self.ca_bundle).is_file():
             raise UsageError(f"s3 option ca_bundle: there is no file {self.ca_bundle}")
         if self.sse_kms_key_id and self.sse == "AES256":

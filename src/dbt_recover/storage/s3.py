@@ -38,10 +38,11 @@ from .base import (
 )
 from .options import S3Options
 from .s3_client import connect, is_aws
-from .s3_errors import InDoubt, NotSupported, explain, status_of
+from .s3_errors import InDoubt, NotSupported, explain, no_store, status_of
 from .s3_stream import ObjectStream
 
 _CHUNK = 1 << 20
+_WITH_ETAG = frozenset({"get_object", "put_object", "head_object"})
 _NONCE = "nonce"
 # Seconds; doubled with each try, and of that a random part is waited.
 _BACKOFF = 0.1
@@ -268,7 +269,11 @@ class S3Storage:
                 time.sleep(random.uniform(0, _BACKOFF * 2**attempt))
             except (BotoCoreError, OSError) as error:
                 raise explain(error, operation, url) from error
+            except RecursionError as error:  # redirected, and again
+                raise no_store(url) from error
             else:
+                if method in _WITH_ETAG and "ETag" not in answer:
+                    raise no_store(url)
                 self._bucket_seen = True
                 return answer
         raise AssertionError("unreachable: the last try returned or raised")

@@ -41,6 +41,15 @@ class NotSupported(StorageError):
     """The store does not know something that the request asked for."""
 
 
+def no_store(url: str) -> StorageError:
+    """Of an answer that no S3 store gives: a login page, a proxy's own."""
+    return StorageError(
+        f"{url}: what answers there is not an S3 store",
+        hint="check the s3 option endpoint_url (AWS_ENDPOINT_URL), and whether a proxy or a login "
+        "page stands in between",
+    )
+
+
 def status_of(error: ClientError) -> int:
     """The HTTP status of the answer."""
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

@@ -5,6 +5,7 @@ live as long as the session (of each xdist worker).
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ import pytest
 
 from other_stores import OtherStore, azurite, google
 from servers import S3Server, ServerUnavailable, aws_environment, moto_server, seaweedfs_server
+
+# Started with `&` in a script, or by some CI, SIGINT is ignored, and so by all that we start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -25,6 +25,7 @@ def let_go(made: Company) -> bool:
     return True
 
 
+@pytest.mark.airflow_cluster
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_task_and_wrong_data_then_a_repair(tmp_path: Path) -> None:

@@ -477,8 +477,13 @@ def test_a_commit_record_that_points_out_of_the_archive(archived: Checkout) -> N
 
 
 def test_a_run_without_its_commit_record_is_lost(archived: Checkout) -> None:
-    """What has no commit record is not there: all that is known is what began."""
+    """What has no commit record is not there: all that is known is what began. But a line of the
+    listing says that there was one."""
     _object(archived, "commit.json").unlink()
+    refuses(archived, DamagedError, "plan", naming="commit.json")
+    for line in (archived.root / ".dbt-recover/runs").rglob("*"):
+        if line.is_file() and not line.stat().st_size:
+            line.unlink()
     (run,) = archived.recover("runs", "-o", "json").json["runs"]
     assert run["status"] == "failed"
     planned = archived.recover("plan", "-o", "json").json["nodes"]

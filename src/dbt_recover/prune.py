@@ -28,7 +28,7 @@ import msgspec
 
 from . import layout
 from .archive import Archive, RunEntries
-from .errors import DamagedError, LockedError, NotFoundError, StorageError, UsageError
+from .errors import DamagedError, LockedError, NotFoundError, UsageError
 from .foreign import DatedFolders
 from .latest import run_of_latest
 from .layout import FORMAT_VERSION, RunPlace, encode_id
@@ -205,7 +205,7 @@ def prune(archive: Archive, plan: Plan) -> Done:
     def one(run: Candidate) -> str | int:
         try:
             return _remove(storage, run)
-        except (LockedError, NotFoundError, DamagedError, StorageError) as exc:
+        except (LockedError, NotFoundError, DamagedError) as exc:
             return exc.message  # one that cannot go does not keep the others
 
     dropped = [judged.run for judged in plan.decision.drop]

@@ -18,6 +18,7 @@ from dbt_recover.load import LoadedRun, load
 from dbt_recover.machine import this_machine
 from dbt_recover.manifest import encode_graph, read_manifest
 from dbt_recover.model import SUCCESSES, Artifact, Invocation, NodeResult, RunInfo
+from dbt_recover.naming import resolve
 from dbt_recover.publish import Publication, Spool, SpoolState
 from dbt_recover.records import Commit, Results, Verdict
 from dbt_recover.storage.base import Blob, Entry, Stat, Storage
@@ -138,7 +139,7 @@ def loaded(storage: Storage, run_id: str) -> LoadedRun:
     """The run, as a command loads it."""
     archive = Archive(storage)
     archive.check()
-    return load(archive, archive.resolve(run_id))
+    return load(archive, resolve(archive, run_id))
 
 
 def contents(storage: Storage, prefix: str = "") -> dict[str, bytes]:

@@ -27,6 +27,7 @@ from dbt_recover.journal import Record
 from dbt_recover.layout import RunPlace
 from dbt_recover.manifest import encode_graph
 from dbt_recover.model import SUCCESSES, Invocation, NodeResult, Recorded, RunInfo
+from dbt_recover.naming import resolve
 from dbt_recover.publish import AlreadyArchived, Publication, Spool, SpoolState
 from dbt_recover.records import Commit, Results, decompress
 from dbt_recover.storage.base import Blob, Entry, Stat, Storage
@@ -207,7 +208,7 @@ def listed(store: Storage) -> list[tuple[str, str]]:
 
 def only(store: Storage) -> tuple[RunPlace, list[Recorded]]:
     """The one run there is."""
-    place = archive(store).resolve("latest")
+    place = resolve(archive(store), "latest")
     return place, archive(store).load(place)
 
 
@@ -287,19 +288,19 @@ def test_any_run_id_can_be_archived_and_found(
     store: LocalStorage, maker: Maker, run_id: str
 ) -> None:
     maker.make(run_id).publish(archive(store))
-    place = archive(store).resolve(run_id)
+    place = resolve(archive(store), run_id)
     (recorded,) = archive(store).load(place)
     assert recorded.invocation.run.run_id == run_id
     # By the name that a listing shows it can be found, too.
     (summary,) = archive(store).runs()
-    assert archive(store).resolve(summary.run.run_id) == place
+    assert resolve(archive(store), summary.run.run_id) == place
 
 
 def test_a_retry_of_a_listed_run_joins_it(store: LocalStorage, maker: Maker) -> None:
     # A retry knows the run by its place.
     for run_id in ("daily", "warehouse_refresh_" + "x" * 120):
         maker.make(run_id, statuses={"model.shop.a": "error"}).publish(archive(store))
-        place = archive(store).resolve(run_id)
+        place = resolve(archive(store), run_id)
         maker.make(place.run_id, 2, attempt=2, scope="run").publish(archive(store))
         assert len(archive(store).load(place)) == 2
 
@@ -371,20 +372,20 @@ def test_a_listing_is_narrowed(week: LocalStorage, filters: dict[str, Any], coun
     ],
 )
 def test_resolve(week: LocalStorage, spec: str, run_id: str) -> None:
-    assert archive(week).resolve(spec).run_id == run_id
+    assert resolve(archive(week), spec).run_id == run_id
 
 
 def test_resolve_by_logical_date(week: LocalStorage) -> None:
-    found = archive(week).resolve("latest", logical_date="2026-01-29")
+    found = resolve(archive(week), "latest", logical_date="2026-01-29")
     assert found.run_id == "daily/2026-01-29"
     with pytest.raises(NotFoundError, match="logical date 2020-01-01"):
-        archive(week).resolve("latest", logical_date="2020-01-01")
+        resolve(archive(week), "latest", logical_date="2020-01-01")
 
 
 @pytest.mark.parametrize("spec", ["daily/", "hourly/30-0", "d"])
 def test_an_ambiguous_beginning_lists_the_candidates(week: LocalStorage, spec: str) -> None:
     with pytest.raises(UsageError, match="is the beginning of") as caught:
-        archive(week).resolve(spec)
+        resolve(archive(week), spec)
     found = re.findall(r"^  (\S+)$", caught.value.message, re.MULTILINE)
     assert len(found) >= 2
     assert all(name.startswith(spec) for name in found)
@@ -393,7 +394,7 @@ def test_an_ambiguous_beginning_lists_the_candidates(week: LocalStorage, spec: s
 @pytest.mark.parametrize("spec", ["weekly", "2026-01-28", "daily/2026-01-310", "~", "\n", "é"])
 def test_an_unknown_run_lists_what_there_is(week: LocalStorage, spec: str) -> None:
     with pytest.raises(NotFoundError) as caught:
-        archive(week).resolve(spec)
+        resolve(archive(week), spec)
     assert "hourly/30-08" in caught.value.hint
     assert caught.value.exit_code == 10
 
@@ -401,7 +402,7 @@ def test_an_unknown_run_lists_what_there_is(week: LocalStorage, spec: str) -> No
 def test_the_exact_id_wins_over_longer_ones(store: LocalStorage, maker: Maker) -> None:
     for run_id in ("r", "r2", "r22"):
         maker.make(run_id).publish(archive(store))
-    assert archive(store).resolve("r2").run_id == "r2"
+    assert resolve(archive(store), "r2").run_id == "r2"
 
 
 def test_an_id_that_differs_far_behind_is_another_run(store: LocalStorage, maker: Maker) -> None:
@@ -411,29 +412,29 @@ def test_an_id_that_differs_far_behind_is_another_run(store: LocalStorage, maker
     )
     maker.make(dag + "scheduled__2026-01-31T06:00:00.000000+00:00").publish(archive(store))
     with pytest.raises(NotFoundError):
-        archive(store).resolve(dag + "scheduled__2026-01-31T07:00:00.000000+00:00")
+        resolve(archive(store), dag + "scheduled__2026-01-31T07:00:00.000000+00:00")
     with pytest.raises(NotFoundError):
-        archive(store).resolve(dag + "scheduled__2026-02-28")
+        resolve(archive(store), dag + "scheduled__2026-02-28")
 
 
 def test_a_beginning_of_a_long_id_finds_it(store: LocalStorage, maker: Maker) -> None:
     run_id = "warehouse_refresh_" * 9
     maker.make(run_id).publish(archive(store))
-    place = archive(store).resolve(run_id)
-    assert archive(store).resolve("warehouse_refresh_warehouse") == place
+    place = resolve(archive(store), run_id)
+    assert resolve(archive(store), "warehouse_refresh_warehouse") == place
 
 
 def test_with_no_runs_everything_is_unknown(store: LocalStorage) -> None:
     archive(store).check(create=True)
     for spec in ("latest", "latest-failed", "2026-01-31", "r1"):
         with pytest.raises(NotFoundError) as caught:
-            archive(store).resolve(spec)
+            resolve(archive(store), spec)
         assert "exec" in caught.value.hint
 
 
 def test_with_no_failed_run_latest_failed_is_the_latest(store: LocalStorage, maker: Maker) -> None:
     maker.make().publish(archive(store))
-    assert archive(store).resolve("latest-failed").run_id == "r1"
+    assert resolve(archive(store), "latest-failed").run_id == "r1"
 
 
 # ---- what a listing says -----------------------------------------------------------------------
@@ -456,7 +457,7 @@ def test_a_day_s_listing_looks_at_that_day_alone(week: LocalStorage) -> None:
 def test_loading_fetches_no_manifest(week: LocalStorage) -> None:
     watched = Watched(week)
     reader = archive(watched)
-    for record in reader.load(reader.resolve("hourly/30-07")):
+    for record in reader.load(resolve(reader, "hourly/30-07")):
         reader.graph(record)
     assert not [key for key in watched.asked("read", "open") if "manifest" in key]
     assert len(watched.asked("read", "open", "stat", "list", "folders")) <= 6
@@ -585,7 +586,7 @@ def test_of_two_publishers_that_saw_different_things_the_winner_is_whole(
         commit = found.publish(archive(store))
         for artifact in commit.artifacts:
             archive(store).artifact_bytes(artifact)
-    recorded = archive(store).load(archive(store).resolve("r1"))
+    recorded = archive(store).load(resolve(archive(store), "r1"))
     assert {r.results["model.shop.a"].status for r in recorded} == {"success"}
     assert not [f for f in verify(archive(store)).faults if "forged" in f.mend]
 
@@ -616,7 +617,7 @@ def look(store: LocalStorage) -> str:
     except RecoverError as error:
         raise AssertionError("a listing must not fail") from error
     try:
-        place = archive(store).resolve("r1")
+        place = resolve(archive(store), "r1")
         (recorded,) = archive(store).load(place)
     except NotFoundError:
         assert runs == []
@@ -690,7 +691,7 @@ def test_killed_while_it_runs(tmp_path: Path, maker: Maker) -> None:
     for store, _ in kill_at_every_write(tmp_path, work):
         alive = any(e.key.startswith("live/") for e in store.list(""))
         for run_id, status in listed(store):
-            (recorded,) = archive(store).load(archive(store).resolve(run_id))
+            (recorded,) = archive(store).load(resolve(archive(store), run_id))
             if not recorded.complete:
                 assert recorded.invocation.end == ("running" if alive else "lost")
                 assert status == ("running" if alive else "failed")
@@ -708,7 +709,7 @@ def test_archiving_what_dbt_left_killed_at_every_write(tmp_path: Path) -> None:
 
     for store, _ in kill_at_every_write(tmp_path, run_archive):
         assert run_archive(store) == "r1"
-        (recorded,) = archive(store).load(archive(store).resolve("r1"))
+        (recorded,) = archive(store).load(resolve(archive(store), "r1"))
         assert recorded.complete
         assert len(recorded.results) == 8
 
@@ -724,7 +725,7 @@ def damage(store: LocalStorage, key: str, data: bytes) -> None:
 def read_all(store: LocalStorage) -> list[tuple[Recorded, Graph | None, list[bytes]]]:
     """Everything that plan, show and fetch read of the one run."""
     reader = archive(store)
-    place = reader.resolve("r1")
+    place = resolve(reader, "r1")
     made = []
     for recorded in reader.load(place):
         artifacts = reader.commit_of(place, recorded.invocation.invocation_id).artifacts
@@ -762,7 +763,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(store: LocalStorage, maker: Mak
 def test_a_truncated_object_is_noticed_wherever_it_ends(store: LocalStorage, maker: Maker) -> None:
     maker.make().publish(archive(store))
     read_all(store)
-    place = archive(store).resolve("r1")
+    place = resolve(archive(store), "r1")
     for key in [*data_keys(store), place.commit("r1-i1"), layout.run_pointer("r1")]:
         data = store.read(key).data
         for end in range(len(data.rstrip())):
@@ -842,7 +843,7 @@ def test_decompress_stops_at_the_limit() -> None:
 
 def test_a_commit_that_points_elsewhere_is_refused(store: LocalStorage, maker: Maker) -> None:
     maker.make().publish(archive(store))
-    place = archive(store).resolve("r1")
+    place = resolve(archive(store), "r1")
     commit = archive(store).commit_of(place, "r1-i1")
     for key in (
         "../secret",
@@ -868,7 +869,7 @@ def begin(store: LocalStorage, made: Made) -> RunPlace:
     ident = publication.begin(made.commit.invocation).invocation_id
     publication.send(ident, "graph.json.zst")
     publication.send_segments(ident)
-    return archive(store).resolve("r1")
+    return resolve(archive(store), "r1")
 
 
 def journal(made: Made) -> None:
@@ -980,7 +981,7 @@ def newer(store: LocalStorage, key: str) -> None:
 
 def test_a_newer_commit_is_refused_by_name(store: LocalStorage, maker: Maker) -> None:
     maker.make().publish(archive(store))
-    place = archive(store).resolve("r1")
+    place = resolve(archive(store), "r1")
     newer(store, place.commit("r1-i1"))
     with pytest.raises(DamagedError, match="version 2"):
         archive(store).load(place)
@@ -997,7 +998,7 @@ def test_a_lost_commit_record_is_no_killed_run(store: LocalStorage, maker: Maker
     """The listing's line is written after it: it was there."""
     made = maker.make()
     made.publish(archive(store))
-    place = archive(store).resolve("r1")
+    place = resolve(archive(store), "r1")
     store.delete(place.commit(made.commit.invocation.invocation_id))
     with pytest.raises(DamagedError, match=r"commit record of invocation r1-i1 .* is missing"):
         archive(store).load(place)
@@ -1024,7 +1025,7 @@ def test_newer_results_are_refused_by_name(store: LocalStorage, maker: Maker) ->
     made.commit = msgspec.structs.replace(made.commit, artifacts=artifacts)
     made.publish(archive(store))
     with pytest.raises(DamagedError, match="version 2"):
-        archive(store).load(archive(store).resolve("r1"))
+        archive(store).load(resolve(archive(store), "r1"))
 
 
 @pytest.mark.parametrize("spec", ["r1", "r1-i1"], ids=["of the run", "of the invocation"])
@@ -1032,14 +1033,14 @@ def test_a_newer_pointer_is_refused_by_name(store: LocalStorage, maker: Maker, s
     maker.make().publish(archive(store))
     newer(store, layout.run_pointer("r1") if spec == "r1" else layout.invocation_pointer("r1-i1"))
     with pytest.raises(DamagedError, match="version 2"):
-        archive(store).resolve(spec)
+        resolve(archive(store), spec)
 
 
 def test_a_newer_commit_of_another_shape_is_refused_by_name(
     store: LocalStorage, maker: Maker
 ) -> None:
     maker.make().publish(archive(store))
-    place = archive(store).resolve("r1")
+    place = resolve(archive(store), "r1")
     store.write(place.commit("r1-i1"), b'{"version": 2, "invocation": "elsewhere"}')
     with pytest.raises(DamagedError, match="version 2"):
         archive(store).load(place)

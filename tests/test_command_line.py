@@ -18,12 +18,11 @@ from dbt_recover.command_line import (
     scrub,
     secret_values,
     starred,
-    surrounding_args,
-    without_settings,
 )
 from dbt_recover.errors import RefusedError, UsageError
 from dbt_recover.model import Invocation, RunInfo
 from dbt_recover.restore import Overrides, restored
+from dbt_recover.surroundings import surrounding_args, without_settings
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A machine at work elsewhere is no failure."""

@@ -31,6 +31,7 @@ from dbt_recover.foreign import DatedFolders, own
 from dbt_recover.latest import publish_latest
 from dbt_recover.layout import RunPlace
 from dbt_recover.lease import Lease
+from dbt_recover.naming import resolve
 from dbt_recover.prune import Policy, plan_prune
 from dbt_recover.storage import Storage, open_storage
 from dbt_recover.storage.base import Blob, Entry
@@ -138,13 +139,13 @@ def test_each_day_is_a_run(storage: Storage) -> None:
     ],
 )
 def test_a_run_is_found(spec: str, run_id: str, local: LocalStorage) -> None:
-    assert opened(local).resolve(spec).run_id == run_id
+    assert resolve(opened(local), spec).run_id == run_id
 
 
 @pytest.mark.parametrize("spec", ["1999-12-31", "weekly", "2026-11-22-x", "33333333-0000"])
 def test_no_such_run(spec: str, local: LocalStorage) -> None:
     with pytest.raises(NotFoundError):
-        opened(local).resolve(spec)
+        resolve(opened(local), spec)
 
 
 def test_by_date(local: LocalStorage) -> None:
@@ -256,11 +257,11 @@ def test_what_is_wrong_is_shown_and_said(name: str, local: LocalStorage) -> None
     good, bad = archive.runs()
     assert (good.run.run_id, bad.status) == ("2026-11-25-44444444", "failed")
     with pytest.raises(wrong.error, match="2026-11-20") as caught:
-        archive.load(archive.resolve(bad.run.run_id))
+        archive.load(resolve(archive, bad.run.run_id))
     assert wrong.naming in caught.value.message
-    assert archive.resolve("2026-11-20").run_id == bad.run.run_id
+    assert resolve(archive, "2026-11-20").run_id == bad.run.run_id
     assert loaded(local, good.run.run_id).graph.nodes
-    with pytest.raises(wrong.error), Lease(archive, archive.resolve(bad.run.run_id)):
+    with pytest.raises(wrong.error), Lease(archive, resolve(archive, bad.run.run_id)):
         pass
 
 
@@ -288,8 +289,8 @@ def test_a_hostile_invocation_id(invocation: str, local: LocalStorage) -> None:
     upload(local, "2026-11-24", artifacts(invocation=invocation, day="2026-11-25"))
     archive = opened(local)
     run_id = next(iter(archive.runs())).run.run_id
-    with Lease(archive, archive.resolve(run_id)):
-        assert archive.load(archive.resolve(run_id))
+    with Lease(archive, resolve(archive, run_id)):
+        assert archive.load(resolve(archive, run_id))
     assert sorted(p.name for p in local.root.parent.iterdir()) == ["kept"]
     assert {k.split("/")[0] for k in contents(local)} - {"ids", "runs", "data"} == {
         *("2026-11-21", "2026-11-22", "2026-11-24", "latest")
@@ -300,7 +301,7 @@ def test_only_known_names_are_copied(local: LocalStorage) -> None:
     local.write("2026-11-21/graph.gpickle", b"a pickle")
     local.write("2026-11-21/catalog.json", b'{"nodes": {}}')
     archive = opened(local)
-    with Lease(archive, archive.resolve(FIRST_RUN)):
+    with Lease(archive, resolve(archive, FIRST_RUN)):
         pass
     names = {k.rsplit("/", 1)[1] for k in contents(local, "data/")}
     assert names == {
@@ -318,7 +319,7 @@ def theirs(storage: Storage) -> dict[str, bytes]:
 def test_the_lease_copies_the_run(storage: Storage) -> None:
     before = contents(storage)
     archive = opened(storage)
-    place = archive.resolve(FIRST_RUN)
+    place = resolve(archive, FIRST_RUN)
     seen, listed = archive.state_of(place), [*archive.runs()]
     with Lease(archive, place):
         # To the retry that holds it the run has not changed.
@@ -342,14 +343,14 @@ def test_the_lease_copies_the_run(storage: Storage) -> None:
 def test_copied_once(local: LocalStorage) -> None:
     for _ in range(2):
         archive = opened(local)
-        with Lease(archive, archive.resolve(FIRST_RUN)):
+        with Lease(archive, resolve(archive, FIRST_RUN)):
             copied = contents(local, "data/") | contents(local, "runs/")
     assert contents(local, "data/") | contents(local, "runs/") == copied
     first, second = opened(local), opened(local)
     with (
-        Lease(first, first.resolve(SECOND_RUN)),
+        Lease(first, resolve(first, SECOND_RUN)),
         pytest.raises(LockedError),
-        Lease(second, second.resolve(SECOND_RUN)),
+        Lease(second, resolve(second, SECOND_RUN)),
     ):
         pass
 
@@ -365,7 +366,7 @@ def test_killed_while_it_copies(after: bool, local: LocalStorage, tmp_path: Path
     def killed(step: int) -> None:
         shutil.copytree(local.root, there(step).root)
         archive = opened(Dying(there(step), step, after=after))
-        with Lease(archive, archive.resolve(FIRST_RUN)):
+        with Lease(archive, resolve(archive, FIRST_RUN)):
             pass
 
     for step in until_done(killed):
@@ -374,7 +375,7 @@ def test_killed_while_it_copies(after: bool, local: LocalStorage, tmp_path: Path
         assert [*opened(there(step)).runs()] == expected
         assert loaded(there(step), FIRST_RUN).graph.nodes
         archive = opened(there(step))
-        with Lease(archive, archive.resolve(FIRST_RUN)):
+        with Lease(archive, resolve(archive, FIRST_RUN)):
             pass
         assert verify(Archive(there(step))).findings == ()
         assert [*opened(there(step)).runs()] == expected
@@ -383,7 +384,7 @@ def test_killed_while_it_copies(after: bool, local: LocalStorage, tmp_path: Path
 
 def test_uploaded_anew_while_it_is_read(local: LocalStorage) -> None:
     archive = opened(local)
-    place = archive.resolve(SECOND_RUN)
+    place = resolve(archive, SECOND_RUN)
     archive.load(place)
     upload(local, "2026-11-22", artifacts(invocation="5" * 36, day="2026-11-24"))
     with pytest.raises(DamagedError, match="uploaded anew"), Lease(archive, place):
@@ -425,7 +426,7 @@ def test_verify_and_prune_leave_them_alone(local: LocalStorage) -> None:
     from datetime import datetime, timezone
 
     archive = opened(local)
-    with Lease(archive, archive.resolve(FIRST_RUN)):
+    with Lease(archive, resolve(archive, FIRST_RUN)):
         pass
     report = verify(opened(local))
     assert (report.runs, report.faults) == (1, ())

@@ -19,6 +19,7 @@ from dbt_recover.errors import RecoverError
 from dbt_recover.latest import publish_latest, run_of_latest
 from dbt_recover.lease import Lease, unlock
 from dbt_recover.load import load
+from dbt_recover.naming import resolve
 from dbt_recover.plan import Policy, make_plan
 from dbt_recover.prune import leases
 from dbt_recover.storage.local import LocalStorage
@@ -55,12 +56,12 @@ def everything(storage: LocalStorage) -> list[Callable[[], object]]:
     def read(run_id: str) -> None:
         archive = Archive(storage)
         archive.check()
-        run = load(archive, archive.resolve(run_id))
+        run = load(archive, resolve(archive, run_id))
         make_plan(run.state, run.graph, Policy())
 
     return [
         lambda: list(Archive(storage).runs()),
-        lambda: Archive(storage).resolve("r"),
+        lambda: resolve(Archive(storage), "r"),
         *(lambda run_id=run_id: read(run_id) for run_id in ("r1", "r2", "r3", "latest-failed")),
         lambda: leases(storage),
         lambda: run_of_latest(storage),

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover.artifacts import read_run_results
-from dbt_recover.journal import Journal, Record, fold, parse_event
+from dbt_recover.journal import Journal, Record, fold
+from dbt_recover.journal_v1 import parse_event
 from dbt_recover.model import NodeResult
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -27,6 +27,7 @@ from dbt_recover.latest import (
     run_of_latest,
 )
 from dbt_recover.load import load
+from dbt_recover.naming import resolve
 from dbt_recover.publish import Spool, find_spools
 from dbt_recover.verify import verify
 from killed_work import OLDER, RUN, WHOLE
@@ -83,7 +84,7 @@ def state(place: Place, run_id: str = "r1") -> str:
     listed = {s.run.run_id: s.status for s in Archive(place.open()).runs()}
     archive = Archive(place.open())
     try:
-        found = archive.resolve(run_id)
+        found = resolve(archive, run_id)
         (recorded,) = archive.load(found)
     except NotFoundError:
         assert run_id not in listed
@@ -211,7 +212,7 @@ def test_prune(home: Home) -> None:
         assert there in (["r2", "r0"], ["r2"])
         if "r0" in there:
             archive = Archive(place.open())
-            (recorded,) = archive.load(archive.resolve("r0"))
+            (recorded,) = archive.load(resolve(archive, "r0"))
             assert recorded.complete
         seen.append("there" if "r0" in there else "gone")
         killed_work.prune_old(place.open())
@@ -241,7 +242,7 @@ def test_of_several_processes_exactly_one_publishes(home: Home, count: int) -> N
     outcomes = {p.name: p.read_text() for p in home.tmp.glob("nonce-*")}
 
     archive = Archive(place.open())
-    found = archive.resolve("r1")
+    found = resolve(archive, "r1")
     winner = archive.commit_of(found, RUN.invocation_id)
     already = f"invocation {RUN.invocation_id} is already archived, in run r1"
     assert outcomes == {f"nonce-{n}": already for n in range(count)} | {winner.nonce: "won"}

@@ -31,6 +31,7 @@ from dbt_recover.archive import Archive
 from dbt_recover.errors import DamagedError
 from dbt_recover.latest import POINTER, Published, faults_of_latest, publish_latest
 from dbt_recover.load import load
+from dbt_recover.naming import resolve
 from dbt_recover.pipeline import read_pipelines
 from dbt_recover.records import Verdict
 from dbt_recover.storage import Storage, open_storage
@@ -174,7 +175,7 @@ def test_a_declared_step_that_never_began_is_missing(local: LocalStorage) -> Non
     steps = [{"name": "one", "command": "dbt build"}, {"name": "two", "command": "dbt test"}]
     pipelines = read_pipelines({"run": "etl/*", "steps": steps}, "here")
     archive = Archive(local)
-    run = load(archive, archive.resolve("etl/1"), pipelines=pipelines)
+    run = load(archive, resolve(archive, "etl/1"), pipelines=pipelines)
     assert not publish_latest(archive, run).written
 
 

@@ -284,60 +284,6 @@ class Archive:
                 if limit is not None and count >= limit:
                     return
 
-    def resolve(self, spec: str, *, logical_date: str = "") -> RunPlace:
-        """The run that `latest`, `latest-failed`, a day, an id or its beginning names.
-
-        NotFoundError lists what there is instead; UsageError lists candidates if it is ambiguous.
-        """
-        if spec in ("latest", "latest-failed"):
-            return self._latest(failed=spec == "latest-failed", logical_date=logical_date)
-        if layout.is_date(spec):
-            found = [self.summary(e) for e in self.entries(spec)]
-            if found:
-                failed = [s for s in found if s.status == "failed"]
-                return _place((failed or found)[-1])
-            if self.dated:
-                return self._latest(failed=True, logical_date=spec)
-            raise NotFoundError(f"no run began on {spec} in {self.url}", hint=self._what_there_is())
-        place = self.find(spec) or self._began_at(spec)
-        if place is not None:
-            return place
-        candidates = [
-            run_id
-            for item in self.storage.list(layout.run_pointer_prefix(spec))
-            if (run_id := self._pointed(item.key)).startswith(spec)
-        ]
-        if len(candidates) == 1 and (place := self.find(candidates[0])) is not None:
-            return place
-        if candidates:
-            listed = "".join(f"\n  {c}" for c in candidates[:10])
-            more = f"\n  and {len(candidates) - 10} more" if len(candidates) > 10 else ""
-            raise UsageError(
-                f"{spec!r} is the beginning of {len(candidates)} runs:{listed}{more}",
-                hint="type more of the id",
-            )
-        owner = self.run_of_invocation(spec)
-        if owner is not None:
-            return owner
-        raise NotFoundError(f"no run {spec!r} in {self.url}", hint=self._what_there_is())
-
-    def _began_at(self, spec: str) -> RunPlace | None:
-        """The run that began at this time, to the second: `2026-01-31T06:00:12Z`."""
-        if not layout.is_date(spec[:10]) or spec[10:11] != "T" or len(spec) < 19:
-            return None
-        found = [e.place for e in self.entries(spec[:10]) if e.place.began[:19] == spec[:19]]
-        return found[0] if len(found) == 1 else None
-
-    def _pointed(self, key: str) -> str:
-        """The run id a pointer is about; of a long one the key has only the beginning."""
-        run_id = layout.run_of_pointer(key)
-        if not layout.is_shortened(run_id):
-            return run_id
-        pointer: RunPointer = self._decode(
-            self.storage.read(key, max_bytes=MAX_RECORD).data, RunPointer, key
-        )
-        return pointer.run.run_id
-
     def find(self, run_id: str) -> RunPlace | None:
         """The place of the run with exactly this id."""
         key = layout.run_pointer(run_id)
@@ -358,26 +304,6 @@ class Archive:
         pointer = self._decode(data, InvocationPointer, key)
         return RunPlace.of(pointer.run_id, pointer.began)
 
-    def _latest(self, *, failed: bool, logical_date: str) -> RunPlace:
-        newest: RunPlace | None = None
-        for date in self.dates():
-            for entries in reversed(self.entries(date)):
-                summary = self.summary(entries)
-                if logical_date and not summary.run.logical_date.startswith(logical_date):
-                    continue
-                newest = newest or entries.place
-                if not failed or summary.status == "failed":
-                    return entries.place
-        if newest is not None:
-            # Nothing failed: the newest run, which a retry will find whole, or running.
-            return newest
-        if logical_date:
-            raise NotFoundError(f"no run with logical date {logical_date} in {self.url}")
-        raise NotFoundError(
-            f"the archive at {self.url} has no runs yet",
-            hint="record one: dbt-recover exec -- dbt build",
-        )
-
     def settle(self, place: RunPlace, attempt: int, total: int, logical_date: str) -> None:
         """Write into the listing that the run is whole: what `plan` found, and what the words of
         its single invocations did not add up to."""
@@ -389,12 +315,6 @@ class Archive:
         days = [d for d in reversed(self.dates()) if d >= place.date]
         later = [e for d in days for e in self.entries(d)]
         return [e for e in later if e.place.name > place.name and e.place.part != place.part]
-
-    def _what_there_is(self) -> str:
-        recent = [s.run.run_id for s in self.runs(limit=5)]
-        if not recent:
-            return "the archive has no runs yet; record one: dbt-recover exec -- dbt build"
-        return "the latest runs are " + ", ".join(recent) + "; see dbt-recover runs"
 
     # Loading a run
 
@@ -555,7 +475,3 @@ def _status(summaries: list[Summary], has_open: bool, running: bool) -> str:
 def _commands(summaries: list[Summary]) -> str:
     first = [s.command for s in sorted(summaries, key=lambda s: s.ended) if s.attempt == 1]
     return ", ".join(dict.fromkeys(c for c in first if c))
-
-
-def _place(summary: RunSummary) -> RunPlace:
-    return RunPlace.of(summary.run.run_id, summary.run.began)

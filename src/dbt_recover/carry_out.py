@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import checkout
-from .artifacts import synthesise_run_results
-from .command_line import DbtCommand, starred, without_settings
+from .command_line import starred
 from .context import Identity, Where
 from .dbt import find_dbt
 from .decision import is_buildable
@@ -39,9 +38,11 @@ from .profiles import unneeded_target
 from .records import Verdict
 from .recover import Options
 from .restore import restored
+from .retry_command import retry_command, state_file, strategy_for
 from .runstate import unsettled
 from .stages import Group, blocked, stages
 from .state_dir import write_manifest
+from .surroundings import without_settings
 
 
 @dataclass(frozen=True)
@@ -277,15 +278,13 @@ def _run_group(
     project = checkout.open_project(base, where.environ, where.cwd, for_dbt=True)
     typed = bool(options.overrides.target or group.invocation.args.get("target"))
     base = unneeded_target(base, typed, project, environ, where.cwd)
-    strategy = _strategy(options.strategy, group)
+    strategy = strategy_for(options.strategy, group)
     with tempfile.TemporaryDirectory(prefix="dbt-recover-state-") as directory:
         state = Path(directory)
-        (state / "run_results.json").write_bytes(_state_file(group, base))
+        (state / "run_results.json").write_bytes(state_file(group, base))
         if strategy == "defer":
             write_manifest(where.archive, run, state)
-        command = _command(replace(base, command=group.command), strategy, state)
-        if group.command == "test":
-            command = command.without(_NOT_FOR_TESTS)
+        command = retry_command(base, group.command, strategy, state)
         give_parse_state(where.archive, run, checkout.target_path(project, command, where.environ))
         return run_recorded(
             replace(where, environ=environ),
@@ -310,66 +309,6 @@ def _texts(value: object) -> list[str]:
     if isinstance(value, list):
         return [text for v in value for text in _texts(v)]
     return [] if value is None or value == "" else [str(value)]
-
-
-def _strategy(wanted: str, group: Group) -> str:
-    """auto: select, which passes over nodes that are gone and takes every flag; dbt's own retry
-    where single batches of a microbatch model have to run."""
-    if wanted != "auto":
-        return wanted
-    return "retry" if any(n.batches for n in group.nodes) else "select"
-
-
-def _command(base: DbtCommand, strategy: str, state: Path) -> DbtCommand:
-    if strategy == "retry":
-        kept = [o for o in base.options if o.name in _RETRY_FLAGS]
-        return replace(base, command="retry", options=tuple(kept)).adding("--state", str(state))
-    command = base.adding(
-        "--select", "result:error", "--indirect-selection", "empty", "--state", str(state)
-    )
-    return command.adding("--defer") if strategy == "defer" else command
-
-
-_NOT_FOR_TESTS = frozenset(
-    {"--full-refresh", "--empty", "--sample", "--event-time-start", "--event-time-end", "--show"}
-)
-
-_RETRY_FLAGS = frozenset(
-    {"--profiles-dir", "--project-dir", "--profile", "--target", "--threads", "--vars", "--debug"}
-    | {"--quiet", "--no-quiet", "--use-colors", "--no-use-colors", "--log-format", "--log-level"}
-    | {"--no-partial-parse", "--partial-parse", "--target-path"}
-)
-
-_ARGS_OF_STATE = (
-    *("event_time_end", "event_time_start", "fail_fast", "full_refresh", "profile"),
-    *("sample", "target", "threads", "vars"),
-)
-
-
-def _state_file(group: Group, base: DbtCommand) -> bytes:
-    original = group.invocation
-    args = {**original.args, **base.args()}
-    results: list[dict[str, Any]] = []
-    for node in group.nodes:
-        entry: dict[str, Any] = {"unique_id": node.unique_id, "status": "error"}
-        if node.batches:
-            # dbt runs what is listed as failed, provided that anything is listed as successful.
-            entry["batch_results"] = {
-                "successful": [list(node.batches[0])],
-                "failed": [list(b) for b in node.batches],
-            }
-        results.append(entry)
-    return synthesise_run_results(
-        results,
-        args={
-            "which": group.command,
-            "command": group.command,
-            **{k: args[k] for k in _ARGS_OF_STATE if args.get(k) not in (None, "", {}, [])},
-        },
-        started_at=original.began,
-        dbt_version=original.dbt_version,
-        invocation_id=original.invocation_id,
-    )
 
 
 def _executed(outcome: Outcome) -> list[str]:

@@ -11,7 +11,7 @@ import click
 from .cli_options import echo
 
 if TYPE_CHECKING:
-    from .cli import App
+    from .cli_app import App
 
 
 @click.command()

@@ -17,7 +17,7 @@ import click
 from .cli_options import echo
 
 if TYPE_CHECKING:
-    from .cli import App
+    from .cli_app import App
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,13 +45,14 @@ def verify(app: App, run: str, sample: int | None, seed: int | None, output: str
     """Read the whole archive, or one RUN, and name everything that is not what it should be."""
     from datetime import datetime, timezone
 
+    from .naming import resolve
     from .render import documents, upkeep
     from .verify import verify
 
     if run and sample is not None:
         raise click.UsageError("RUN or --sample, not both")
     archive = app.archive()
-    place = archive.resolve(run) if run else None
+    place = resolve(archive, run) if run else None
     today = datetime.now(timezone.utc).toordinal()
     report = verify(archive, run=place, sample=sample, seed=today if seed is None else seed)
     as_json = output == "json"
@@ -100,9 +101,10 @@ def prune(app: App, /, yes: bool, output: str, **policy: Any) -> None:
 def unlock(app: App, run: str) -> None:
     """Remove the lease of a run whose holder is gone. A holder that lives stops its dbt."""
     from .lease import unlock
+    from .naming import resolve
 
     archive = app.archive()
-    place = archive.resolve(run)
+    place = resolve(archive, run)
     echo(f"unlocked run {place.run_id}, which was held by {unlock(archive, place)}")
 
 

@@ -52,8 +52,8 @@ class PlannedNode:
     status: str = ""
     """Its last status."""
     seconds: float | None = None
-    """How long it took when it last succeeded: in this run, else in the last whole one (see
-    durations.py); None if in neither."""
+    """How long it took when it last succeeded: in this run, else in the last whole one where
+    that was looked at (durations.py); None if in neither."""
     batches: tuple[tuple[str, str], ...] = ()
     """Of a microbatch model: [start, end] of the batches to run; empty if dbt is to decide."""
     some_batches: bool = False

@@ -21,6 +21,7 @@ from .errors import DbtError, NotFoundError, RecoverError, StorageError
 from .foreign import own
 from .machine import process_lives, this_machine
 from .model import as_word
+from .naming import resolve
 from .prune import is_live, leases
 from .publish import find_spools
 from .storage.base import PreconditionFailed, Storage
@@ -331,7 +332,7 @@ def _matching(project: Project, archive: Archive | None) -> Check:
 
 def _latest_project(archive: Archive) -> str:
     try:
-        place = archive.resolve("latest")
+        place = resolve(archive, "latest")
         entries = archive.entry(place)
         for ident in sorted(entries.committed):
             return archive.commit_of(place, ident).invocation.project_name

@@ -24,7 +24,6 @@ from .command_line import (
     scrub,
     scrubbed,
     secret_values,
-    surrounding_args,
 )
 from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError, StorageError
@@ -43,6 +42,7 @@ from .publish import AlreadyArchived, Publication, Spool, SpoolState
 from .query_tag import query_tag
 from .recorder import Recorder
 from .records import Commit, Verdict
+from .surroundings import surrounding_args
 from .text_log import LogForm, TextLog
 
 

@@ -34,6 +34,7 @@ from .latest import run_of_latest
 from .layout import FORMAT_VERSION, RunPlace, encode_id
 from .lease import Holder, Lease, decode
 from .machine import process_lives, this_machine
+from .model import as_word
 from .records import MAX_RECORD
 from .storage.base import MissingKey, PreconditionFailed, Storage
 
@@ -260,14 +261,11 @@ def is_live(holder: Holder, age: float) -> bool:
     return age <= holder.ttl
 
 
-_UNREADABLE = "its lease cannot be read; if nobody is at work on it: dbt-recover unlock RUN"
-
-
 def _held(storage: Storage, places: Sequence[RunPlace]) -> dict[str, str]:
     """Runs that must not go, and why."""
     held: dict[str, str] = {}
     live = [
-        (part, f"{holder.holder} is retrying it" if holder else _UNREADABLE)
+        (part, f"{holder.holder} is retrying it" if holder else "")
         for part, holder, age in _all_leases(storage)
         if holder is None or is_live(holder, age)
     ]
@@ -280,7 +278,10 @@ def _held(storage: Storage, places: Sequence[RunPlace]) -> dict[str, str]:
             held[run_id] = "latest/ is of it"
         for part, why in live:
             if part == place.part or _is_step(part, run_id):
-                held[run_id] = why
+                held[run_id] = why or (
+                    "its lease cannot be read; if nobody is at work on it: dbt-recover unlock "
+                    + as_word(run_id)
+                )
     return held
 
 

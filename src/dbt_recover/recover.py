@@ -193,11 +193,11 @@ class Dbt:
 
     def graph(self, invocation: Invocation) -> Graph:
         """Today's graph. DbtError if the project cannot be parsed."""
-        from .command_line import without_settings
         from .dbt import find_dbt
         from .dbt import run as run_dbt
         from .manifest import read_manifest
         from .restore import restored
+        from .surroundings import without_settings
 
         where = self._where
         executable = find_dbt(self._dbt, where.environ)

@@ -211,8 +211,8 @@ def _of_this_step(whole: LoadedRun, identity: Identity, command: DbtCommand) -> 
     ids = {i.invocation_id for i in tries}
     about: set[str] = set()
     for record in whole.recorded:
-        if record.invocation.invocation_id in ids:
-            ident = record.invocation.invocation_id
+        ident = record.invocation.invocation_id
+        if ident in ids:
             about |= record.results.keys() | whole.intended.get(ident, frozenset())
     resumed = [
         i
@@ -234,11 +234,10 @@ def _is_this_step(invocation: Invocation, identity: Identity, command: DbtComman
         return bool(identity.step)
     # One task can run several commands, and mapped ones share their task's id.
     other = DbtCommand.parse(invocation.argv)
-    same_vars = _vars(invocation, command)
-    return same_step(other, command) and same_vars
+    return same_step(other, command) and _same_vars(invocation, command)
 
 
-def _vars(invocation: Invocation, command: DbtCommand) -> bool:
+def _same_vars(invocation: Invocation, command: DbtCommand) -> bool:
     """Whether the vars are the same, as far as they were recorded."""
     recorded = invocation.args.get("vars") or {}
     given = command.args().get("vars", {})

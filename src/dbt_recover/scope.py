@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 
 from . import dbt
-from .command_line import RUNNING, SELECTION, DbtCommand, without_settings
+from .command_line import RUNNING, SELECTION, DbtCommand
 from .errors import DbtError
 from .graph import EXECUTABLE, TESTS, Graph
 from .model import Invocation
 from .restore import Overrides, restored
 from .selection import Selection, Unsupported, select
+from .surroundings import without_settings
 
 
 def selected(graph: Graph, args: Mapping[str, Any], command: str) -> frozenset[str] | None:

@@ -8,16 +8,18 @@ reached or does not permit the call, after a bounded number of tries of what may
 from __future__ import annotations
 
 import builtins
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from ..errors import RecoverError, UsageError
+from ..errors import DamagedError, RecoverError, UsageError
 
 _KEY = re.compile(r"[A-Za-z0-9!_.*'()~@=+,%-]+(/[A-Za-z0-9!_.*'()~@=+,%-]+)*")
 _MAX_KEY = 900
 _MAX_PART = 240
+_CHUNK = 1 << 20
 
 
 class MissingKey(RecoverError):
@@ -101,6 +103,29 @@ class Storage(Protocol):
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove it; absent is fine. `PreconditionFailed` if if_match is given and differs."""
+
+
+def check_size(name: str, size: int, most: int | None) -> None:
+    """DamagedError for an object that is larger than one of its kind can be."""
+    if most is not None and size > most:
+        raise DamagedError(
+            f"{name} has {size} bytes, more than the {most} that an object of this kind can have"
+        )
+
+
+def whole(stream: BinaryIO | io.RawIOBase) -> bytes:
+    """All that is left of a stream."""
+    return b"".join(iter(lambda: stream.read(_CHUNK) or b"", b""))
+
+
+def same_bytes(stream: BinaryIO | io.RawIOBase, body: bytes | BinaryIO) -> bool:
+    """Whether the stream holds what was to be written, byte for byte."""
+    expected = io.BytesIO(body) if isinstance(body, bytes) else body
+    expected.seek(0)
+    while chunk := stream.read(_CHUNK):
+        if chunk != expected.read(len(chunk)):
+            return False
+    return not expected.read(1)
 
 
 def check_key(key: str) -> str:

@@ -32,6 +32,7 @@ from .base import (
     check_folder,
     check_key,
     check_prefix,
+    check_size,
     is_key,
 )
 from .local_errors import named, refuse_link
@@ -61,11 +62,7 @@ class LocalStorage:
         """The object's bytes. `MissingKey` if there is none, `DamagedError` beyond max_bytes."""
         with self._file(key) as file:
             info = file.info()
-            if max_bytes is not None and info.st_size > max_bytes:
-                raise DamagedError(
-                    f"{self._path(key)} has {info.st_size} bytes, more than the {max_bytes} "
-                    "that an object of this kind can have"
-                )
+            check_size(str(self._path(key)), info.st_size, max_bytes)
             etag = file.etag()
             file.seek(0)
             return Blob(file.readall(), etag, self._age(info))

@@ -24,7 +24,7 @@ import obstore
 from obstore import exceptions as said
 from obstore.store import AzureStore, GCSStore
 
-from ..errors import DamagedError, StorageError, UsageError
+from ..errors import StorageError, UsageError
 from .base import (
     Blob,
     Entry,
@@ -34,7 +34,10 @@ from .base import (
     check_folder,
     check_key,
     check_prefix,
+    check_size,
     is_key,
+    same_bytes,
+    whole,
 )
 from .objects_errors import InDoubt, explain
 from .store_clock import StoreClock
@@ -87,12 +90,8 @@ class ObjectStorage:
     def read(self, key: str, *, max_bytes: int | None = None) -> Blob:
         """The object's bytes. `MissingKey` if there is none, `DamagedError` beyond max_bytes."""
         with closing(self._open(key)) as stream:
-            if max_bytes is not None and stream.size > max_bytes:
-                raise DamagedError(
-                    f"{self._name(key)} has {stream.size} bytes, more than the {max_bytes} "
-                    "that an object of this kind can have"
-                )
-            data = b"".join(iter(lambda: stream.read(_CHUNK), b""))
+            check_size(self._name(key), stream.size, max_bytes)
+            data = whole(stream)
         meta = stream.answer.meta
         return Blob(data, self._etag(meta), self._age(meta["last_modified"]))
 
@@ -246,12 +245,7 @@ class ObjectStorage:
         with closing(stream):
             if stream.answer.attributes.get(_NONCE) != nonce:
                 return None
-            expected = io.BytesIO(body) if isinstance(body, bytes) else body
-            expected.seek(0)
-            while chunk := stream.read(_CHUNK):
-                if chunk != expected.read(len(chunk)):
-                    return None
-            return None if expected.read(1) else self._etag(stream.answer.meta)
+            return self._etag(stream.answer.meta) if same_bytes(stream, body) else None
 
     def _list(self, prefix: str, after: str) -> Iterator[Entry]:
         # obstore's prefixes are folders: what is beside `prefix` in its folder is passed over.

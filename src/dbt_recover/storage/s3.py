@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ..errors import DamagedError, NotFoundError, StorageError, UsageError
+from ..errors import NotFoundError, StorageError, UsageError
 from .base import (
     Blob,
     Entry,
@@ -34,7 +34,10 @@ from .base import (
     check_folder,
     check_key,
     check_prefix,
+    check_size,
     is_key,
+    same_bytes,
+    whole,
 )
 from .options import S3Options
 from .s3_client import connect, is_aws
@@ -75,12 +78,8 @@ class S3Storage:
         """The object's bytes. `MissingKey` if there is none, `DamagedError` beyond max_bytes."""
         answer = self._get(key)
         with closing(self._stream(key, answer)) as stream:
-            if max_bytes is not None and stream.size > max_bytes:
-                raise DamagedError(
-                    f"{self._name(key)} has {stream.size} bytes, more than the {max_bytes} "
-                    "that an object of this kind can have"
-                )
-            data = b"".join(iter(lambda: stream.read(_CHUNK), b""))
+            check_size(self._name(key), stream.size, max_bytes)
+            data = whole(stream)
         return Blob(data, answer["ETag"], _age(answer))
 
     def open(self, key: str) -> BinaryIO:
@@ -295,12 +294,7 @@ class S3Storage:
             with closing(self._stream(key, answer)) as stream:
                 if answer.get("Metadata", {}).get(_NONCE) != nonce:
                     return None
-                expected = io.BytesIO(body) if isinstance(body, bytes) else body
-                expected.seek(0)
-                while chunk := stream.read(_CHUNK):
-                    if chunk != expected.read(len(chunk)):
-                        return None
-                return None if expected.read(1) else str(answer["ETag"])
+                return str(answer["ETag"]) if same_bytes(stream, body) else None
         except MissingKey:
             return None
 

@@ -188,3 +188,47 @@ def test_a_runs_nodes_are_read_with_the_adapter_of_their_own_invocation() -> Non
         "model.p.a": TRANSIENT,
         "model.p.b": UNKNOWN,
     }
+
+
+@pytest.mark.parametrize(
+    "adapter, message, expected",
+    [
+        ("postgres", "Compilation Error in model m (models/m.sql)\n  deadlock detected", CODE),
+        (
+            "bigquery",
+            (
+                "Database Error in model m (models/m.sql)\n  Could not cast literal "
+                '"user exceeded rate limits" to type DATE'
+            ),
+            DATA,
+        ),
+        (
+            "databricks",
+            (
+                "Database Error in model m (models/m.sql)\n  [CAST_INVALID_INPUT] The value "
+                "'TEMPORARILY_UNAVAILABLE' of the type \"STRING\" cannot be cast"
+            ),
+            DATA,
+        ),
+        (
+            "databricks",
+            (
+                "Database Error in model m (models/m.sql)\n  [UNRESOLVED_COLUMN] x\n"
+                "  == SQL ==\n  select 'a' as b, DEADLINE_EXCEEDED"
+            ),
+            CODE,
+        ),
+        (
+            "duckdb",
+            (
+                "Runtime Error in model m (models/m.sql)\n  Conversion Error: Could not convert "
+                "string 'No space left on device' to INT32"
+            ),
+            DATA,
+        ),
+    ],
+)
+def test_the_user_s_own_words_are_not_the_warehouse_s(
+    adapter: str, message: str, expected: str
+) -> None:
+    assert classify(message, adapter)[0] == expected

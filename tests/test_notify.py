@@ -490,3 +490,20 @@ def test_alerts_of_other_ends() -> None:
         "dbt run r failed after attempt 2: it did not come to its end, 1 not built, of 3 nodes"
     )
     is_valid(slack.message(lost))
+
+
+def test_a_value_without_quotes_is_a_value() -> None:
+    text = "Type INT64 with value 4111111111111111 can't be cast because it's out of range"
+    said = redact.line(text, "data")
+    assert "4111" not in said
+    assert said.startswith("Type INT64 with value *****")
+
+
+@pytest.mark.parametrize("word", ["x" * 1_000_000, "token" * 100_000, "a.b-" * 100_000])
+def test_a_long_word_is_no_burden(word: str) -> None:
+    assert redact.line(word, "data")
+
+
+def test_a_secret_has_a_name_of_any_length() -> None:
+    named = "a" * 100 + "_password=hunter2"
+    assert "hunter2" not in redact.line(named, "code")

@@ -4,7 +4,6 @@ through a synthesised state directory; then the outcome."""
 from __future__ import annotations
 
 import shlex
-import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,12 @@ from .dbt import find_dbt
 from .decision import is_buildable
 from .diagnose import Diagnosis, diagnoses
 from .errors import (
-    EXIT_INTERRUPTED,
     EXIT_RECOVERED,
     EXIT_STILL_FAILING,
-    EXIT_TERMINATED,
     DbtError,
     LockedError,
     RefusedError,
+    exit_code_of,
 )
 from .execute import Outcome, Task, run_recorded
 from .interrupts import Interrupts
@@ -336,7 +334,7 @@ def _outcome(
             failing.append(result)
     if left.nodes and interrupted:
         outcome = "interrupted"
-        code = EXIT_TERMINATED if interrupted == signal.SIGTERM else EXIT_INTERRUPTED
+        code = exit_code_of(interrupted)
     elif left.nodes:
         outcome, code = "failing", EXIT_STILL_FAILING
         if not failing:

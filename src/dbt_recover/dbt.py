@@ -24,8 +24,8 @@ from .interrupts import GRACE_SECONDS, Interrupts
 
 # Reads a pipe whose other end only we hold. At a word from us it leaves; when the pipe ends without
 # one, we have died: dbt gets one SIGINT (a second one within milliseconds can leave dbt 1.11
-# hanging in its ROLLBACK), and SIGKILL if it is still there after a while. A shell: half a
-# megabyte, while a prctl(PR_SET_PDEATHSIG) signals once per thread of the dying parent.
+# hanging in its ROLLBACK), and SIGKILL if it is still there after a while. A
+# prctl(PR_SET_PDEATHSIG) signals once per thread of the dying parent.
 _GUARD = """
 read -r word && exit
 kill -s INT -- "-$1" || exit
@@ -127,15 +127,13 @@ def _own_group() -> None:
 
 @contextmanager
 def _guarded(group: int) -> Iterator[None]:
-    """Have dbt's process group interrupted if the block is left by an error or by our death."""
-    guard = subprocess.Popen(
-        ["/bin/sh", "-c", _GUARD, "dbt-recover-guard", str(group), str(int(GRACE_SECONDS))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # What is sent to our group, or typed on our terminal, is not for it.
-        start_new_session=True,
-    )
+    """Have dbt's process group interrupted if the block is left by an error or by our death. Where
+    no guard can be had, dbt runs without one."""
+    try:
+        guard = _guard(group)
+    except OSError:
+        yield
+        return
     assert guard.stdin is not None
     try:
         yield
@@ -144,6 +142,17 @@ def _guarded(group: int) -> Iterator[None]:
         raise
     with suppress(BrokenPipeError):
         guard.communicate(b"done\n")
+
+
+def _guard(group: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "dbt-recover-guard", str(group), str(int(GRACE_SECONDS))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # What is sent to our group, or typed on our terminal, is not for it.
+        start_new_session=True,
+    )
 
 
 def capture(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> str:

@@ -115,6 +115,8 @@ _CODE = re.compile(
     r"^(\d{6})(?: \((\w{5})\))?: (?:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}): )?"
 )
 _SQLSTATE = re.compile(r"\bSQLSTATE: (\w{5})\b")
+_SQL_FOLLOWS = "== SQL =="  # Databricks
+_QUOTED = re.compile(r"(?!(?<=n)'t\b)'[^']*'|\"[^\"]*\"")
 _QUOTED_CODE = re.compile(r"^(?:LINE \d+: |\^)")
 
 
@@ -124,6 +126,11 @@ def classify(message: str, adapter: str = "", query_id: str = "") -> tuple[str, 
     error = unwrap(message)
     # A line of the user's SQL, quoted by the warehouse, is not what the warehouse says.
     lines = [ln for ln in error.lines if not _QUOTED_CODE.match(ln)]
+    if _SQL_FOLLOWS in lines:
+        lines = lines[: lines.index(_SQL_FOLLOWS)]
+    # Nor are the values and names that it puts in quotes; and what dbt could not compile no
+    # warehouse has seen.
+    told = [] if error.kind == "Compilation" else [(ln, _QUOTED.sub("''", ln)) for ln in lines]
     first = lines[0] if lines else ""
     found = _CODE.match(first)
     stated = [m[1] for ln in lines if (m := _SQLSTATE.search(ln))]
@@ -139,8 +146,9 @@ def classify(message: str, adapter: str = "", query_id: str = "") -> tuple[str, 
             if adapter and not {adapter, "*"} & set(pattern.adapters):
                 continue
             if kind == "text" and expression is not None:
-                for line in lines:
-                    if match := expression.search(line):
+                quotes = "'" in pattern.text or '"' in pattern.text
+                for line, bare in told:
+                    if match := expression.search(line if quotes else bare):
                         return pattern.error_class, evidence(kind, match[0].strip())
             elif kind == "code" and code == pattern.code:
                 return pattern.error_class, evidence(kind, code)

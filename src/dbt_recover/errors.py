@@ -6,6 +6,8 @@ The table in docs/exit-codes.md is checked against this module by a test.
 
 from __future__ import annotations
 
+import signal
+
 
 class RecoverError(Exception):
     """Base of all errors that are shown to a person without a traceback."""
@@ -64,6 +66,12 @@ EXIT_RECOVERED = 0
 EXIT_STILL_FAILING = 1
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+
+def exit_code_of(number: int) -> int:
+    """What a retry that this signal interrupted exits with."""
+    return EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED
+
 
 EXIT_CODES: dict[int, str] = {
     EXIT_RECOVERED: "recovered, or already complete (the output says which)",

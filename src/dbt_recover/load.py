@@ -10,7 +10,7 @@ from . import checkout
 from .archive import Archive
 from .graph import Graph
 from .layout import RunPlace
-from .model import NEVER_BEGAN, Invocation, Recorded, RunState
+from .model import NEVER_BEGAN, NEVER_EXECUTED, Invocation, Recorded, RunState
 from .runstate import in_order, merge
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _intended(
     return known
 
 
-_ONLY_LISTED = frozenset({"exposure", "metric", "semantic_model", "saved_query"})
+_LISTED = (*NEVER_EXECUTED, "saved_query.")
 
 
 def _as_many(known: frozenset[str], count: int | None, graph: Graph) -> bool:
@@ -228,7 +228,7 @@ def _more(known: frozenset[str], count: int | None, graph: Graph) -> bool:
 def _counted(known: frozenset[str], graph: Graph) -> tuple[int, int]:
     """How many nodes dbt counts of these, and how many it may count besides."""
     nodes = [graph.nodes[uid] for uid in known if uid in graph.nodes]
-    listed = sum(1 for n in graph.nodes.values() if n.resource_type in _ONLY_LISTED)
+    listed = sum(1 for uid in graph.nodes if uid.startswith(_LISTED))
     return sum(1 for n in nodes if n.materialized != "ephemeral"), listed
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import checkout
 from .archive import Archive
 from .context import Where
-from .errors import DbtError, UsageError
+from .errors import DbtError, UsageError, exit_code_of
 from .graph import Graph
 from .interrupts import Interrupts
 from .load import Asking, LoadedRun
@@ -216,7 +216,7 @@ class Dbt:
             )
         path = checkout.target_path(project, command, where.environ) / "manifest.json"
         if interrupts.received:
-            raise KeyboardInterrupt
+            raise SystemExit(exit_code_of(interrupts.received))
         if ended.exit_code != 0 or not path.is_file():
             raise DbtError(
                 f"dbt could not parse the project (exit code {ended.exit_code})",

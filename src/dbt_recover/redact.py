@@ -17,8 +17,10 @@ _READABLE = frozenset({CODE, PERMISSION, TRANSIENT})
 
 _VALUES = (
     # From the first quote to the last: a value can hold quotes itself, of either kind.
-    re.compile(r"['\"].*['\"]"),
-    re.compile(r"['\"].*$"),  # a quote that is cut off
+    # The apostrophe of "can't" is no quote.
+    re.compile(r"(?!(?<=n)'t\b)['\"].*['\"]"),
+    re.compile(r"(?!(?<=n)'t\b)['\"].*$"),  # a quote that is cut off
+    re.compile(r"(?<=\bvalue )(?=[-+.]?\d)\S+", re.IGNORECASE),  # Type INT64 with value 411111
     re.compile(r"(?<=\()-?\d[\d.]*(?: [-+*/%] -?\d[\d.]*)+(?=\))"),  # Overflow in ... (2 * 3)
     re.compile(r"(?<=\)=\()[^)\n]*(?=\))"),  # Key (id)=(7)
     re.compile(r"(?<= value: ).*|(?<=Row Values: ).*"),
@@ -41,8 +43,9 @@ _SECRETS = (
     re.compile(r"\b(?=[\w+/]*\d)(?=[\w+/]*[A-Z])(?=[\w+/]*[a-z])[\w+/]{40,}={0,2}"),
 )
 _NAMED = re.compile(
-    # Bounded, and from the beginning of a word: a message can hold a megabyte of base64.
-    r"(?P<name>(?<![\w.-])[\w.-]{0,64}?(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|"
+    # Without what goes before the word, and bounded behind it: a message can hold a megabyte of
+    # base64, and a name can have any length.
+    r"(?P<name>(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|"
     r"private[_-]?key|credential)\w{0,64}[\"']?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;&)}\]]+)",
     re.IGNORECASE,
 )

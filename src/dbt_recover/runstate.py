@@ -53,7 +53,7 @@ def merge(
     counts only with `any_target`.
 
     `intended`: invocation_id -> what it was meant to execute, for those that did not come to
-    their own end (see recover.intended_of). An invocation that ended by itself recorded it all.
+    their own end (see load._intended). An invocation that ended by itself recorded it all.
     `graph` tells which nodes are ephemeral: dbt records those as skipped when it stops early, and
     never again, since there is nothing to execute.
     """

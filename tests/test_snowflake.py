@@ -47,6 +47,16 @@ b2b_analytics:
 """
 
 
+LOCKED = (
+    "000625",
+    "57014",
+    (
+        "Statement '01b43b22-0509-2fce-0003-29019743c0af' has locked table 'STG_INVOICES' in "
+        "transaction 1715330074481000000 and this lock has not yet been released."
+    ),
+)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     try:
@@ -229,14 +239,7 @@ def test_answers_of_the_service_are_told_apart(front: Front, tmp_path: Path) -> 
     building(
         front,
         "stg_invoices",
-        answer=(
-            "000625",
-            "57014",
-            (
-                "Statement '01b43b22-0509-2fce-0003-29019743c0af' has locked table 'STG_INVOICES' in "
-                "transaction 1715330074481000000 and this lock has not yet been released."
-            ),
-        ),
+        answer=LOCKED,
     )
     building(
         front,
@@ -282,14 +285,7 @@ def test_a_lock_and_a_bad_line_pass_by_themselves(
     building(
         front,
         "stg_invoices",
-        answer=(
-            "000625",
-            "57014",
-            (
-                "Statement '01b43b22-0509-2fce-0003-29019743c0af' has locked table 'STG_INVOICES' in "
-                "transaction 1715330074481000000 and this lock has not yet been released."
-            ),
-        ),
+        answer=LOCKED,
     )
     # What the connector itself tries again: a connection that breaks before the query or after it.
     reset = building(front, "stg_plans", reset=True)

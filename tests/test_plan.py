@@ -1194,6 +1194,13 @@ def test_no_success_runs_again_without_a_reason(
         assert n.because
         if n.cause in ("tested", "edited"):
             assert planned.issuperset(n.because)
+        elif n.cause == "source":
+            failed, source = n.because
+            assert failed in planned
+            assert merged.nodes[failed].result.status not in SUCCESSES
+            assert project.nodes[source].resource_type == "source"
+            assert source in project.ancestors([failed]) & project.ancestors([n.unique_id])
+            assert not changes.nodes & {failed, *project.ancestors([failed])}
         else:
             assert n.cause in ("stale", "test_of_rebuilt")
             built_on = planned | changes.nodes

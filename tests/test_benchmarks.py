@@ -50,6 +50,7 @@ def test_plan_has_what_dbt_lists() -> None:
 def test_exec_overhead() -> None:
     text = run("exec_overhead", "--models", "5", "--pairs", "1", "--json-log")
     assert "memory of the recorder" in text
+    assert "a node's result is in the archive after" in text
 
 
 @pytest.mark.slow

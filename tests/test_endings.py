@@ -847,6 +847,28 @@ def test_the_screen_is_dbt_s_own(here: Checkout, tmp_path: Path) -> None:
     assert "\x1b[3" in screens[True, True]
 
 
+INFO = ("--log-format-file", "text", "--log-level-file", "info", "--no-use-colors-file")
+
+
+@pytest.mark.parametrize("flags", [(), INFO], ids=["debug", "info"])
+def test_dbt_log_is_dbt_s_own(here: Checkout, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """The same lines as without exec, but for what is of this process."""
+    logs = []
+    for recorded in (True, False):
+        each = here.elsewhere(tmp_path / str(recorded))
+        each = replace(each, warehouse=each.home).having(FAIL="mart", THREADS="1")
+        argv = ["build", "--no-partial-parse", *flags]
+        ran = each.recover("exec", "--", "dbt", *argv) if recorded else each.run(REAL_DBT, *argv)
+        assert ran.code == 1, ran
+        text = (each.root / "logs/dbt.log").read_text().replace(str(each.home), "HOME")
+        text = re.sub(r"(Resource report|running dbt with arguments).*", r"\1", _plain(text))
+        # Which of its connections dbt takes again is a matter of chance.
+        lines = re.sub(r"Thread-\d+ ?", "THREAD", text).splitlines()
+        logs.append([line for line in lines if "connection" not in line.lower()])
+    assert logs[0] == logs[1]
+    assert len(logs[0]) > (20 if flags else 200)
+
+
 def test_dbt_log_grows_while_dbt_runs(here: Checkout) -> None:
     log = here.root / "logs/dbt.log"
     with here.having(HOLD="late").start(*BUILD) as running:

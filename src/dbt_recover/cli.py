@@ -124,13 +124,22 @@ def exec_(
     command: tuple[str, ...],
 ) -> None:
     """Run dbt unchanged and archive the invocation, whatever its end. Exits as dbt did."""
+    from .context import Identity
     from .pipeline import read_steps
-    from .resume import exec_or_resume
 
     steps = read_steps(Path(pipeline)) if pipeline else ()
     where = app.where(app.archive(app.project_of(command), check=False))
     again = patience(("transient",) if retry_transient else (), retry_transient, backoff)
-    sys.exit(exec_or_resume(where, command, run_id, step, resume, again, steps))
+    identity = Identity.of(where.environ, run_id, step, steps)
+    if resume is None:
+        resume = identity.tries > 1 and bool(identity.run_id)
+    if resume or again:
+        from .resume import exec_or_resume
+
+        sys.exit(exec_or_resume(where, command, identity, resume, again))
+    from .execute import exec_command  # dbt waits for what is imported before it
+
+    sys.exit(exec_command(where, command, identity).code)
 
 
 @cli.command()

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import msgspec
 
-from . import checkout, dbt, journal_v2
+from . import checkout, dbt, dbt_plugin, journal_v2
 from .clock import after
 from .command_line import (
     COMMANDS,
@@ -27,9 +27,7 @@ from .command_line import (
 )
 from .context import Identity, Where, own_version
 from .errors import DbtError, LockedError, RecoverError, StorageError
-from .evidence import put_together
 from .interrupts import Interrupts
-from .latest import keep_latest
 from .leftovers import deliver_leftovers, spool_home, temporary_home
 from .machine import process_mark, this_machine
 from .model import (
@@ -125,7 +123,6 @@ def run_recorded(
         host=socket.gethostname(),
         machine=this_machine(),
         pid=os.getpid(),
-        recorder=own_version(),
         intended=sorted(task.intended) if task else None,
         replaced=dict(task.replaced) if task else {},
         scope=identity.scope,
@@ -145,19 +142,27 @@ def run_recorded(
     spool = _new_spool(where, home, state)
     publication = Publication(where.archive, spool)
     recorder = Recorder(spool, publication, invocation, project)
-    recorder.text_log = TextLog(LogForm.asked_for(project, command, where.environ))
+    form = LogForm.asked_for(project, command, where.environ)
+    recorder.text_log = TextLog(form)
 
     def started(pid: int) -> None:
         publication.processes.append(process_mark(pid))
+        # What is slow to import or to find is, where it can be, while dbt starts.
+        recorder.invocation = msgspec.structs.replace(invocation, recorder=own_version())
         with suppress(OSError):  # a full disk is no reason to stop dbt
-            spool.save(msgspec.structs.replace(state, processes=publication.processes))
+            spool.save(
+                msgspec.structs.replace(
+                    state, processes=publication.processes, invocation=recorder.invocation
+                )
+            )
         recorder.start()  # only now: a process with threads is not to be forked
+        from . import evidence, latest  # noqa: F401
 
     try:
         ended = dbt.run(
             command.without(_LOG_FLAGS).argv(),
             interrupts,
-            env={**query_tag(invocation), **where.environ, **_log_environment(recorder)},
+            env={**query_tag(invocation), **where.environ, **_log_environment(recorder, form)},
             cwd=where.cwd,
             stdout=stdout,
             keep_going=task.keep_going if task else lambda: True,
@@ -170,6 +175,8 @@ def run_recorded(
     try:
         journal = recorder.stop(interrupts)
         _hand_over_telemetry(recorder, project, command, where.environ)
+        from .evidence import put_together
+
         commit, recorded = put_together(spool, recorder, journal, ended, state)
         if task is not None:
             commit = msgspec.structs.replace(commit, verdict=task.judge(recorded))
@@ -297,6 +304,8 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exite
             return Exited(_exit_code(exc.ended), interrupted=bool(interrupts.received))
         code = _exit_code(outcome.ended)
         if code == 0 and outcome.delivered and not identity.run_id and not interrupts.received:
+            from .latest import keep_latest
+
             # A command by itself is a whole run; of one of several steps only a retry can say so.
             interrupts.patiently(lambda: keep_latest(where.archive, outcome.run_id, (), where.say))
     if code:
@@ -319,11 +328,14 @@ _LOG_FLAGS = (
 )
 
 
-def _log_environment(recorder: Recorder) -> dict[str, str]:
+def _log_environment(recorder: Recorder, form: LogForm) -> dict[str, str]:
     """Makes dbt write the JSON events that the journal is read from. By environment, so that the
     command stays the user's; dbt's screen output is not touched."""
+    log = recorder.log_directory
     return {
-        "DBT_LOG_PATH": str(recorder.log_directory),
+        # Whoever wants JSON gets all of it.
+        **({dbt_plugin.VARIABLE: str(log / "dbt.log")} if form.form != "json" else {}),
+        "DBT_LOG_PATH": str(log),
         "DBT_OTEL_FILE_NAME": journal_v2.FILE,
         "DBT_LOG_FORMAT_FILE": "json",
         "DBT_LOG_LEVEL_FILE": "debug",

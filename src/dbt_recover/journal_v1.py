@@ -10,23 +10,11 @@ from typing import Any
 
 import msgspec
 
+from .dbt_plugin import JOURNALLED, QUERY
 from .journal import Record
 from .model import NodeResult
 
-_WANTED = (
-    b'"NodeStart"',
-    b'"NodeFinished"',
-    b'"LogStartBatch"',
-    b'"LogBatchResult"',
-    b'"MainReportVersion"',
-    b'"ConcurrencyLine"',
-    b'"ArtifactWritten"',
-    b'"CommandCompleted"',
-    b'"AdapterRegistered"',
-    b'"LogHookStartLine"',
-    b'"LogHookEndLine"',
-    b'"Snowflake query id: ',
-)
+_WANTED = (*(f'"{name}"'.encode() for name in JOURNALLED), QUERY.encode())
 
 
 class _Info(msgspec.Struct):
@@ -151,7 +139,7 @@ def _ended(info: _Info, node: _NodeInfo, result: NodeResult) -> Record:
 def _query(info: _Info, data: _Data) -> Record | None:
     """dbt-snowflake says the id of a query that failed here, and nowhere else."""
     node = data.node_info
-    _, said, query_id = data.base_msg.partition("Snowflake query id: ")
+    _, said, query_id = data.base_msg.partition(QUERY)
     if node is None or not node.unique_id or not said or query_id in ("", "None"):
         return None
     return Record("query", info.invocation_id, info.ts, node=node.unique_id, query_id=query_id)

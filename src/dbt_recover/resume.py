@@ -20,7 +20,7 @@ from .latest import keep_latest
 from .layout import RunPlace
 from .leftovers import deliver_leftovers, spool_home
 from .load import LoadedRun, load
-from .model import DeclaredStep, Invocation
+from .model import Invocation
 from .pipeline import same_step
 from .plan import Plan
 from .recover import Options, plan_run
@@ -30,16 +30,12 @@ from .restore import Overrides
 def exec_or_resume(
     where: Where,
     argv: Sequence[str],
-    run_id: str,
-    step: str,
-    resume: bool | None,
+    identity: Identity,
+    resume: bool,
     patience: Patience | None = None,
-    pipeline: tuple[DeclaredStep, ...] = (),
 ) -> int:
-    """Run the command, or, with `resume` (None: if Airflow's try number is above 1), what earlier
-    invocations of this step in this run left undone; then, with patience, what failed, again.
-    Returns the exit code."""
-    identity = Identity.of(where.environ, run_id, step, pipeline)
+    """Run the command, or, with `resume`, what earlier invocations of this step in this run left
+    undone; then, with patience, what failed, again. Returns the exit code."""
     ended = _exec_or_resume(where, argv, identity, resume)
     if patience is None or not ended.run_id or ended.code != 1 or ended.interrupted:
         return ended.code
@@ -101,11 +97,7 @@ def _again(
     return done.exit_code
 
 
-def _exec_or_resume(
-    where: Where, argv: Sequence[str], identity: Identity, resume: bool | None
-) -> Exited:
-    if resume is None:
-        resume = identity.tries > 1 and bool(identity.run_id)
+def _exec_or_resume(where: Where, argv: Sequence[str], identity: Identity, resume: bool) -> Exited:
     if not resume:
         return exec_command(where, argv, identity)
     if not identity.run_id:

@@ -17,6 +17,8 @@ from . import checkout
 from .command_line import DbtCommand
 
 _SEVERITY = ("debug", "info", "warn", "error", "none")
+_PRINTED = ("PrintEvent", "ShowNode", "CompiledNode")
+"""Events that are said without a time."""
 _BACKUPS = 5
 _MAX_BYTES = 10 * 1024 * 1024
 
@@ -32,6 +34,7 @@ class LogForm:
     level: str = "debug"
     max_bytes: int = _MAX_BYTES
     """When it is renamed to dbt.log.1; 0 is never."""
+    colors: bool = True
 
     @classmethod
     def asked_for(
@@ -53,11 +56,16 @@ class LogForm:
         level = said("log_level_file") or said("log_level") or cls.level
         form = said("log_format_file") or said("log_format") or cls.form
         size = said("log_file_max_bytes")
+        colors = said("use_colors_file") or said("use_colors")
+        for name in ("use-colors", "use-colors-file"):
+            if command.has("--" + name, "--no-" + name):
+                colors = str(command.has("--" + name))
         return cls(
             checkout.log_path(project, command, environ) / "dbt.log" if level != "none" else None,
             {"default": cls.form}.get(form, form),
             level if level in _SEVERITY else cls.level,
             int(size) if size.isdigit() else cls.max_bytes,
+            colors not in ("0", "f", "false", "n", "no", "off", "False"),
         )
 
 
@@ -109,7 +117,7 @@ class TextLog:
             return raw  # dbt v2 logs text already
         if info.level in _SEVERITY and _SEVERITY.index(info.level) < self._least:
             return ""
-        return raw if self._form.form == "json" else as_text(info, self._form.form)
+        return raw if self._form.form == "json" else as_text(info, self._form)
 
 
 class _Info(msgspec.Struct):
@@ -128,17 +136,19 @@ class _Event(msgspec.Struct):
 _event = msgspec.json.Decoder(_Event)
 
 
-def as_text(info: _Info, form: str = "debug") -> str:
+def as_text(info: _Info, form: LogForm) -> str:
     """A line as dbt's text log has it: `HH:MM:SS.ffffff [debug] [Thread-1]: ...`, or, in the form
-    `text`, `HH:MM:SS  ...`.
+    `text`, `HH:MM:SS  ...`; with colors, what ends a color before it.
 
     Format: dbt_common/events/logger.py, _TextLogger.
     """
-    if form == "text":
-        return f"{info.ts[11:19]}  {info.msg}\n"
-    clock = info.ts[11:26]
+    reset = "\x1b[0m" if form.colors else ""
+    if form.form == "text":
+        said = "" if info.name in _PRINTED else f"{reset}{info.ts[11:19]}  "
+        return f"{said}{info.msg}\n"
+    head, clock = "", info.ts[11:26]
     thread = f"[{info.thread[:10]:<10}]: "
     if info.name == "MainReportVersion":
         rule = "=" * 30
-        clock = f"\n\n{rule} {clock} | {info.invocation_id} {rule}\n{clock}"
-    return f"{clock} [{info.level:<5}] {thread}{info.msg}\n"
+        head = f"\n\n{rule} {clock} | {info.invocation_id} {rule}\n"
+    return f"{head}{reset}{clock} [{info.level:<5}] {thread}{info.msg}\n"

@@ -174,8 +174,8 @@ class Altered:
     ) -> str:
         return self.inner.write(key, body, if_absent=if_absent, if_match=if_match)
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        return self.inner.list(prefix, after=after)
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
+        return self.inner.list(prefix, since=since)
 
     def folders(self, prefix: str) -> Any:
         return self.inner.folders(prefix)

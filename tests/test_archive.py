@@ -73,9 +73,9 @@ class Watched:
         self.calls.append(("write", key))
         return self.inner.write(key, body, if_absent=if_absent, if_match=if_match)
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
         self.calls.append(("list", prefix))
-        return self.inner.list(prefix, after=after)
+        return self.inner.list(prefix, since=since)
 
     def folders(self, prefix: str) -> builtins.list[str]:
         self.calls.append(("folders", prefix))

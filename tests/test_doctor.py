@@ -144,9 +144,9 @@ class Refusing(Altered):
         self._check("read", key)
         return self.inner.read(key, max_bytes=max_bytes)
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
         self._check("list", prefix)
-        return self.inner.list(prefix, after=after)
+        return self.inner.list(prefix, since=since)
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         self._check("delete", key)

@@ -459,9 +459,9 @@ class Counting(Altered):
         self.asked.append(f"folders {prefix}")
         return self.inner.folders(prefix)
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
         self.asked.append(f"list {prefix}")
-        return self.inner.list(prefix, after=after)
+        return self.inner.list(prefix, since=since)
 
 
 def test_an_archive_pays_nothing_for_it(tmp_path: Path) -> None:

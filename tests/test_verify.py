@@ -455,8 +455,8 @@ def test_a_run_removed_meanwhile_is_sound(kept: LocalStorage) -> None:
 
 def test_keys_of_others_are_passed_over(kept: LocalStorage) -> None:
     class WithOddKeys(Altered):
-        def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-            yield from self.inner.list(prefix, after=after)
+        def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
+            yield from self.inner.list(prefix, since=since)
             if prefix.startswith("runs/"):
                 for odd in ("notes.txt", "2026-01-31/x", "2026-13-99/060000~x", "../../x", "a\nb"):
                     yield Entry(f"{prefix}{odd}", 1)

@@ -66,6 +66,7 @@ class Archive:
         self.storage = storage
         self._listed: dict[str, list[Listed]] = {}
         self._dates: list[str] | None = None
+        self._since = ""
         self.pruned: set[RunPlace] = set()
         """Runs, among those listed so far, that somebody began to remove: they are not there."""
         self.dated = False
@@ -182,6 +183,7 @@ class Archive:
         """Changes whenever an invocation of the run begins or is committed."""
         if fresh:
             self._listed.clear()
+            self._since = ""
         words = sorted(f"{e.invocation_id} {e.kind}" for e in self._of(place))
         return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
@@ -197,8 +199,25 @@ class Archive:
             self._listed[date] = self._list(f"{layout.RUNS}{date}/")
         return self._listed[date]
 
-    def _list(self, prefix: str) -> list[Listed]:
-        parsed = (layout.parse_record_key(item.key) for item in self.storage.list(prefix))
+    def list_since(self, date: str) -> None:
+        """List this day and all after it at once, where their days were not listed yet: what a
+        plan needs of a run and of later ones costs one request for each 1,000 of their keys."""
+        if self._since and self._since <= date:
+            return
+        if self._dates is not None:
+            for day in self._dates:
+                if day >= date:
+                    self._day(day)
+        else:
+            days: dict[str, list[Listed]] = {}
+            for listed in self._list(layout.RUNS, date):
+                days.setdefault(listed.place.date, []).append(listed)
+            self._listed = {**days, **self._listed}
+        self._since = date
+
+    def _list(self, prefix: str, since: str = "") -> list[Listed]:
+        items = self.storage.list(prefix, since=since)
+        parsed = (layout.parse_record_key(item.key) for item in items)
         found = [listed for listed in parsed if listed is not None]
         self.pruned.update(e.place for e in found if e.kind == "pruned")
         return [e for e in found if e.place not in self.pruned]
@@ -312,7 +331,8 @@ class Archive:
 
     def later_than(self, place: RunPlace) -> list[RunEntries]:
         """Runs that began after this one, oldest first."""
-        days = [d for d in reversed(self.dates()) if d >= place.date]
+        self.list_since(place.date)
+        days = sorted(d for d in self._listed if layout.is_date(d) and d >= place.date)
         later = [e for d in days for e in self.entries(d)]
         return [e for e in later if e.place.name > place.name and e.place.part != place.part]
 

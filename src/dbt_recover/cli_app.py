@@ -138,12 +138,16 @@ class App:
         run: str,
         logical_date: str | None,
         asking: Asking | None = None,
+        *,
+        later: bool = False,
     ) -> LoadedRun:
-        """The run that RUN names."""
+        """The run that RUN names. `later`: whoever asks will look for later runs, too."""
         from .load import load
         from .naming import resolve
 
         place = resolve(archive, run, logical_date=logical_date or "")
+        if later:
+            archive.list_since(place.date)
         return load(
             archive, place, project=self.project(), pipelines=self.pipelines(), asking=asking
         )
@@ -161,7 +165,7 @@ class App:
         from .recover import Dbt, plan_run
 
         asking = Dbt(self.where(archive), options, self.options["dbt"]) if ask else None
-        loaded = self.load(archive, run, logical_date, asking)
+        loaded = self.load(archive, run, logical_date, asking, later=True)
         made = plan_run(
             loaded,
             options,

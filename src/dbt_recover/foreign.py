@@ -32,7 +32,7 @@ from .artifacts import read_run_results
 from .layout import FORMAT_VERSION, RunPlace, encode_id
 from .publish import Publication, Spool, SpoolState
 from .records import Begun, InvocationPointer, RunPointer
-from .storage.base import Blob, Entry, MissingKey, Stat, Storage
+from .storage.base import Blob, Entry, MissingKey, Stat, Storage, is_since
 from .uploads import Contents, Upload
 
 # As model.default_run_id, or uploads.look of what it cannot read, names a run.
@@ -90,9 +90,9 @@ class DatedFolders:
                 raise
             return io.BytesIO(data)
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
         """As of any store; of the folders' runs their records and pointers, not their data."""
-        own = [*self.ours.list(prefix, after=after)]
+        own = [*self.ours.list(prefix, since=since)]
         if not prefix.startswith((layout.RUNS, "ids/runs/")):
             return iter(own)
         listed = (layout.parse_record_key(e.key) for e in own)
@@ -103,7 +103,7 @@ class DatedFolders:
             for upload in self._uploads.values()
             if upload.invocation_id not in copied
             for key in self._keys(upload, prefix)
-            if key.startswith(prefix) and key > after and key not in keys
+            if key.startswith(prefix) and is_since(key, prefix, since) and key not in keys
         ]
         return iter(sorted([*own, *made], key=lambda e: e.key))
 

@@ -91,8 +91,9 @@ class Storage(Protocol):
         after our own write took effect counts as success (the content is read back).
         """
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        """All objects whose key begins with prefix, in ascending key order, past `after`."""
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
+        """All objects whose key begins with prefix, in ascending key order. With `since` prefix is
+        a folder, and what is below a name in it that sorts before `since` is not listed."""
 
     def folders(self, prefix: str) -> builtins.list[str]:
         """Names directly below `prefix` (ends in `/` or is empty) that have something below them,
@@ -156,6 +157,23 @@ def check_prefix(prefix: str) -> str:
     if not is_key(prefix):
         check_key(prefix + "x")
     return prefix
+
+
+def check_listing(prefix: str, since: str) -> str:
+    """Return `prefix` if it can be listed, from `since` on; else UsageError."""
+    return check_folder(prefix) if since else check_prefix(prefix)
+
+
+def is_since(key: str, prefix: str, since: str) -> bool:
+    """Whether a listing of `prefix` from `since` on has the key."""
+    return not since or key[len(prefix) :].partition("/")[0] >= since
+
+
+def just_before(since: str) -> str:
+    """A name before `since` with next to nothing in between, in the order of keys and in that of a
+    walk through folders, which differ where a name is the beginning of another."""
+    last = chr(ord(since[-1]) - 1)
+    return f"{since[:-1]}{'.' if last == '/' else last}~"
 
 
 def check_folder(prefix: str) -> str:

@@ -31,9 +31,10 @@ from .base import (
     Stat,
     check_folder,
     check_key,
-    check_prefix,
+    check_listing,
     check_size,
     is_key,
+    is_since,
 )
 from .local_errors import named, refuse_link
 from .local_files import Reader, lock, save
@@ -91,12 +92,12 @@ class LocalStorage:
                         raise
         raise AssertionError("unreachable: the last try returned or raised")
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        """All objects whose key begins with prefix, in ascending key order, past `after`.
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
+        """All objects whose key begins with prefix, in ascending key order; see Storage.
 
         Symbolic links met on the way are left out, as are all other names that are no keys.
         """
-        return self._list(check_prefix(prefix), after)
+        return self._list(check_listing(prefix, since), since)
 
     def folders(self, prefix: str) -> builtins.list[str]:
         """Names directly below `prefix` that have an object below them, sorted."""
@@ -291,12 +292,12 @@ class LocalStorage:
             raise
         return True
 
-    def _list(self, prefix: str, after: str) -> Iterator[Entry]:
+    def _list(self, prefix: str, since: str) -> Iterator[Entry]:
         parts = prefix.split("/")[:-1]
         with named("list", self.root / prefix):
             try:
                 with self._folder(parts) as folder:
-                    yield from _walk(folder, "".join(f"{p}/" for p in parts), prefix, after)
+                    yield from _walk(folder, "".join(f"{p}/" for p in parts), prefix, since)
             except (FileNotFoundError, NotADirectoryError):
                 return
 
@@ -312,30 +313,30 @@ def _entries(folder: int) -> list[tuple[str, bool]]:
     return found
 
 
-def _walk(folder: int, base: str, prefix: str, after: str) -> Iterator[Entry]:
+def _walk(folder: int, base: str, prefix: str, since: str) -> Iterator[Entry]:
     """Objects below an open directory in the order of their keys.
 
     A folder sorts as its name and a slash: `a-b` comes before `a/b`. One that can hold nothing of
-    prefix, or nothing past after, is not opened.
+    prefix, or nothing from since on, is not opened.
     """
     paths = (f"{base}{name}/" if is_folder else base + name for name, is_folder in _entries(folder))
     for path in sorted(paths):
+        if not is_since(path, prefix, since):
+            continue
         name = path[len(base) :].rstrip("/")
         if not path.endswith("/"):
-            if path.startswith(prefix) and path > after and is_key(path):
+            if path.startswith(prefix) and is_key(path):
                 try:
                     size = os.lstat(name, dir_fd=folder).st_size
                 except FileNotFoundError:
                     continue  # deleted since
                 yield Entry(path, size)
         elif path.startswith(prefix) or prefix.startswith(path):
-            if path < after and not after.startswith(path):
-                continue
             try:
                 inner = os.open(name, _FOLDER, dir_fd=folder)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # gone, or replaced, since it was listed
             try:
-                yield from _walk(inner, path, prefix, after)
+                yield from _walk(inner, path, prefix, since)
             finally:
                 os.close(inner)

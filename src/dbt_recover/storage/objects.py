@@ -33,9 +33,11 @@ from .base import (
     Stat,
     check_folder,
     check_key,
-    check_prefix,
+    check_listing,
     check_size,
     is_key,
+    is_since,
+    just_before,
     same_bytes,
     whole,
 )
@@ -139,12 +141,9 @@ class ObjectStorage:
                 time.sleep(random.uniform(0, _BACKOFF * 2**attempt))
         raise AssertionError("unreachable: the last try returned or raised")
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        """All objects whose key begins with prefix, in ascending key order, past `after`."""
-        check_prefix(prefix)
-        if after > prefix and not after.startswith(prefix):
-            return iter(())
-        found = self._list(prefix, after)
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
+        """All objects whose key begins with prefix, in ascending key order; see Storage."""
+        found = self._list(check_listing(prefix, since), since)
         # Azure lists an account with a hierarchical namespace as a walk through directories.
         return found if self._google else iter(sorted(found, key=lambda entry: entry.key))
 
@@ -247,10 +246,10 @@ class ObjectStorage:
                 return None
             return self._etag(stream.answer.meta) if same_bytes(stream, body) else None
 
-    def _list(self, prefix: str, after: str) -> Iterator[Entry]:
+    def _list(self, prefix: str, since: str) -> Iterator[Entry]:
         # obstore's prefixes are folders: what is beside `prefix` in its folder is passed over.
         folder = (self._root + prefix).rpartition("/")[0]
-        start = max(self._root + after if after else "", (self._root + prefix)[:-1])
+        start = self._root + prefix + just_before(since) if since else (self._root + prefix)[:-1]
         while start.rpartition("/")[2] in (".", ".."):
             start = start[:-1]  # no path, to obstore
         pages = self._send(
@@ -264,7 +263,7 @@ class ObjectStorage:
             for item in page:
                 key = item["path"][len(self._root) :]
                 if key.startswith(prefix):
-                    if key > after and is_key(key):
+                    if is_since(key, prefix, since) and is_key(key):
                         yield Entry(key, item["size"])
                 elif self._google and key > prefix:
                     return

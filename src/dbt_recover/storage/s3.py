@@ -33,9 +33,11 @@ from .base import (
     Stat,
     check_folder,
     check_key,
-    check_prefix,
+    check_listing,
     check_size,
     is_key,
+    is_since,
+    just_before,
     same_bytes,
     whole,
 )
@@ -123,12 +125,9 @@ class S3Storage:
             raise
         return str(answer["ETag"])
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
-        """All objects whose key begins with prefix, in ascending key order, past `after`."""
-        check_prefix(prefix)
-        if after > prefix and not after.startswith(prefix):
-            return iter(())
-        return self._list(prefix, after)
+    def list(self, prefix: str, *, since: str = "") -> Iterator[Entry]:
+        """All objects whose key begins with prefix, in ascending key order; see Storage."""
+        return self._list(check_listing(prefix, since), since)
 
     def folders(self, prefix: str) -> builtins.list[str]:
         """Names directly below `prefix` that have something below them, sorted.
@@ -327,17 +326,16 @@ class S3Storage:
                 )
             parameters["ContinuationToken"] = token
 
-    def _list(self, prefix: str, after: str) -> Iterator[Entry]:
-        ordered = is_aws(self._client)
-        start = after if ordered else _before_group(prefix, after)
-        parameters = {"StartAfter": self._root + start} if start else {}
+    def _list(self, prefix: str, since: str) -> Iterator[Entry]:
+        start = self._root + prefix + just_before(since) if since else ""
+        parameters = {"StartAfter": start} if start else {}
         found = (
             Entry(item["Key"][len(self._root) :], item["Size"])
             for page in self._pages(prefix, **parameters)
             for item in page.get("Contents", ())
         )
-        for entry in found if ordered else _in_order(found, prefix):
-            if entry.key > after and is_key(entry.key):
+        for entry in found if is_aws(self._client) else _in_order(found, prefix):
+            if is_since(entry.key, prefix, since) and is_key(entry.key):
                 yield entry
 
 
@@ -349,14 +347,6 @@ def _in_order(entries: Iterator[Entry], prefix: str) -> Iterator[Entry]:
     """
     for _, group in groupby(entries, lambda entry: _head(entry.key, prefix)):
         yield from sorted(group, key=attrgetter("key"))
-
-
-def _before_group(prefix: str, after: str) -> str:
-    """A place to start at that in either order is before all that comes past `after`."""
-    if not after.startswith(prefix):
-        return ""
-    head = _head(after, prefix)[:-1]
-    return prefix + head if head else ""
 
 
 def _head(key: str, prefix: str) -> str:

@@ -269,6 +269,32 @@ def test_the_commit_record_comes_after_all_it_names(store: LocalStorage, maker: 
     assert written.index(place.begun("r1-i1")) < at
 
 
+def test_what_was_written_while_dbt_ran_is_not_written_again_at_its_end(
+    store: LocalStorage, maker: Maker
+) -> None:
+    def at_its_end(made: Made, lost: str) -> list[str]:
+        watched = Watched(store)
+        archive(watched).check(create=True)
+        publication = Publication(archive(watched), made.spool)
+        ident = publication.begin(made.commit.invocation).invocation_id
+        publication.send(ident, "graph.json.zst")
+        for item in [e for e in store.list("") if lost and e.key.endswith(lost)]:
+            store.delete(item.key)
+        watched.calls.clear()
+        publication.finish(made.commit)
+        return [key.rpartition("/")[2] for key in watched.asked("write")]
+
+    last = ["manifest.json.zst", "results.json.zst", "000001.jsonl.zst", "000002.jsonl.zst"]
+    *written, word = at_its_end(maker.make("r1"), lost="")
+    assert written == [*last, "commit.json"]
+    assert word.startswith("~")
+    for run_id, lost in (("r2", "begun.json"), ("r3", "r3.json"), ("r4", "r4-i1.json")):
+        # Somebody removed it in the hours that dbt took.
+        assert lost in at_its_end(maker.make(run_id), lost)
+        assert store.stat(f"data/2026-01-31/060000~{run_id}/{run_id}-i1/graph.json.zst")
+        assert resolve(archive(store), run_id).run_id == run_id
+
+
 def test_invocations_join_the_run_that_the_first_one_began(
     store: LocalStorage, maker: Maker
 ) -> None:

@@ -34,9 +34,12 @@ from archives import (
 from conftest import Bucket
 from dbt_recover import layout
 from dbt_recover.archive import Archive
-from dbt_recover.errors import DamagedError, StorageError
+from dbt_recover.errors import DamagedError, NotFoundError, StorageError
 from dbt_recover.latest import publish_latest
 from dbt_recover.lease import Lease
+from dbt_recover.model import RunInfo
+from dbt_recover.naming import locate
+from dbt_recover.publish import register_run
 from dbt_recover.records import Verdict
 from dbt_recover.storage import Storage, open_storage
 from dbt_recover.storage.base import Blob, Entry, MissingKey
@@ -553,3 +556,66 @@ def test_the_command(kept: LocalStorage) -> None:
     assert "1 run of 3 (seed 3)" in sample.stdout
     assert run(kept.root, "verify", "day", "--sample", "1").returncode == 2
     assert run(kept.root, "verify", "weekly").returncode == 10
+
+
+def _records_gone(storage: Storage) -> None:
+    for item in list(storage.list(place_of(NIGHT).records())):
+        storage.delete(item.key)
+
+
+def _swap(one: str, other: str) -> Callable[[Storage], None]:
+    def do(storage: Storage) -> None:
+        bodies = storage.read(one).data, storage.read(other).data
+        storage.write(other, bodies[0])
+        storage.write(one, bodies[1])
+
+    return do
+
+
+INDEX_DAMAGES: dict[str, tuple[Callable[[Storage], None], str]] = {
+    "run_pointer_cut": (DAMAGES["run_pointer_cut"].do, RUN_POINTER),
+    "run_pointer_gone": (DAMAGES["run_pointer_gone"].do, RUN_POINTER),
+    "run_pointers_swapped": (_swap(RUN_POINTER, layout.run_pointer("day")), RUN_POINTER),
+    "invocation_pointer_cut": (_change(POINTER, _cut), POINTER),
+    "invocation_pointer_gone": (DAMAGES["invocation_pointer_gone"].do, POINTER),
+    "invocation_pointers_swapped": (
+        _swap(POINTER, layout.invocation_pointer(DAY.invocation_id)),
+        POINTER,
+    ),
+    "records_gone": (_records_gone, place_of(NIGHT).records()),
+}
+
+
+@pytest.mark.parametrize("name", INDEX_DAMAGES)
+def test_a_run_is_found_though_what_leads_to_it_is_damaged(name: str, kept: LocalStorage) -> None:
+    damage, key = INDEX_DAMAGES[name]
+    damage(kept)
+    asked = [NIGHT.run_id, NIGHT.invocation_id]
+    for spec in asked if name != "records_gone" else asked[:1]:
+        found = run(kept.root, "verify", spec, "-o", "json")
+        assert found.returncode == DamagedError.exit_code, found.stderr
+        (fault,) = json.loads(found.stdout)["faults"]
+        assert (fault["key"], fault["run_id"]) == (key, NIGHT.run_id)
+        assert fault["mend"]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="no jq here")
+@pytest.mark.parametrize("key", [RUN_POINTER, POINTER])
+def test_a_pointer_is_written_anew_as_verify_says(key: str, kept: LocalStorage) -> None:
+    kept.delete(key)
+    (fault,) = verify(Archive(kept), run=place_of(NIGHT)).faults
+    command = fault.mend.partition("write it anew: ")[2]
+    written = subprocess.run(["sh", "-c", command], cwd=kept.root, check=True, capture_output=True)
+    kept.write(key, written.stdout)
+    assert verify(Archive(kept)).findings == ()
+    assert locate(Archive(kept), NIGHT.run_id) == place_of(NIGHT)
+
+
+def test_a_pointer_to_nothing_is_no_run(kept: LocalStorage) -> None:
+    kept.write(layout.run_pointer("ghost"), kept.read(RUN_POINTER).data)
+    shown = run(kept.root, "show", "ghost")
+    assert shown.returncode == DamagedError.exit_code
+    assert "points to another run" in shown.stderr
+    assert "dbt-recover verify ghost" in shown.stderr
+    register_run(Archive(kept), RunInfo("begun", "2026-02-04T06:00:00Z"))
+    assert run(kept.root, "verify", "begun").returncode == NotFoundError.exit_code

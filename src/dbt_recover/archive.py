@@ -215,6 +215,13 @@ class Archive:
             self._listed = {**days, **self._listed}
         self._since = date
 
+    def everything(self) -> list[RunEntries]:
+        """All runs, oldest first, by one listing: pointers are not asked."""
+        runs: dict[str, RunEntries] = {}
+        for listed in self._list(layout.RUNS):
+            _add(runs, listed)
+        return [runs[name] for name in sorted(runs)]
+
     def _list(self, prefix: str, since: str = "") -> list[Listed]:
         items = self.storage.list(prefix, since=since)
         parsed = (layout.parse_record_key(item.key) for item in items)
@@ -311,6 +318,11 @@ class Archive:
         except MissingKey:
             return None
         run = self._decode(data, RunPointer, key).run
+        if layout.run_pointer(run.run_id) != key:
+            raise DamagedError(
+                f"{self.url}/{key} points to another run, {run.run_id}",
+                hint=f"all that is wrong: dbt-recover verify {as_word(run_id)}",
+            )
         return RunPlace.of(run.run_id, run.began)
 
     def run_of_invocation(self, invocation_id: str) -> RunPlace | None:

@@ -45,14 +45,14 @@ def verify(app: App, run: str, sample: int | None, seed: int | None, output: str
     """Read the whole archive, or one RUN, and name everything that is not what it should be."""
     from datetime import datetime, timezone
 
-    from .naming import resolve
+    from .naming import locate
     from .render import documents, upkeep
     from .verify import verify
 
     if run and sample is not None:
         raise click.UsageError("RUN or --sample, not both")
     archive = app.archive()
-    place = resolve(archive, run) if run else None
+    place = locate(archive, run) if run else None
     today = datetime.now(timezone.utc).toordinal()
     report = verify(archive, run=place, sample=sample, seed=today if seed is None else seed)
     as_json = output == "json"

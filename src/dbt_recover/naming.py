@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from . import layout
-from .archive import Archive
-from .errors import NotFoundError, UsageError
+from .archive import Archive, RunEntries
+from .errors import DamagedError, NotFoundError, UsageError
 from .layout import RunPlace
 from .records import MAX_RECORD, RunPointer, decode_record
 
@@ -46,9 +46,27 @@ def resolve(archive: Archive, spec: str, *, logical_date: str = "") -> RunPlace:
             hint="type more of the id",
         )
     owner = archive.run_of_invocation(spec)
-    if owner is not None:
+    if owner is not None and _has(archive.entry(owner), spec):
         return owner
     raise NotFoundError(f"no run {spec!r} in {archive.url}", hint=_what_there_is(archive))
+
+
+def locate(archive: Archive, spec: str) -> RunPlace:
+    """For `verify`: as `resolve`, and where what an id leads by is damaged, missing or another's, the
+    run or invocation of exactly this id is found by a listing of all runs."""
+    try:
+        return resolve(archive, spec)
+    except (DamagedError, NotFoundError):
+        part = layout.encode_id(spec)
+        for entries in archive.everything():
+            if entries.place.part == part or _has(entries, spec):
+                return entries.place
+        raise
+
+
+def _has(entries: RunEntries, invocation_id: str) -> bool:
+    part = layout.encode_id(invocation_id)
+    return any(layout.encode_id(i) == part for i in entries.begun | entries.committed)
 
 
 def _began_at(archive: Archive, spec: str) -> RunPlace | None:

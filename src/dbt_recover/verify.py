@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import foreign, layout, lease
 from .archive import Archive
-from .errors import DamagedError
+from .errors import DamagedError, NotFoundError
 from .latest import faults_of_latest
 from .layout import RunPlace
 from .model import as_word
@@ -82,6 +82,8 @@ def verify(
         )
     elif run is None:
         findings += _around(storage, there)
+    elif not there:
+        findings.append(_without_records(storage, run))
     with ThreadPoolExecutor(_RUNS_AT_A_TIME) as pool:
         looks = [*pool.map(lambda place: RunLook(storage, place, there[place]), chosen)]
     return Report(
@@ -93,6 +95,24 @@ def verify(
         sum(look.stored for look in looks),
         tuple(f for look in looks for f in look.findings) + tuple(findings),
         seed if sample is not None else None,
+    )
+
+
+def _without_records(storage: Storage, run: RunPlace) -> Finding:
+    """Of a run that its pointer leads to. NotFoundError if nothing says that it ever began."""
+    data = next(storage.list(f"{layout.DATA}{run.name}/"), None)
+    if data is None:
+        raise NotFoundError(
+            f"run {run.run_id} has no invocation in {storage.url}: its writer was stopped before "
+            "dbt began, or it was pruned",
+            hint="see what there is: dbt-recover runs",
+        )
+    return Finding(
+        run.records(),
+        "is missing, and with it all that is recorded of the run; its pointer and its data are there",
+        "bring the objects below it back from a backup; without them the run cannot be shown or "
+        "retried",
+        run.run_id,
     )
 
 

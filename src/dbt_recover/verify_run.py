@@ -143,7 +143,11 @@ class RunLook:
 
     def _pointer(self) -> None:
         key = layout.run_pointer(self.place.run_id)
-        without = f"the run is found by its date ({self.place.date}) and not by its id"
+        ident = min(self.listed.committed or self.listed.begun, default="")
+        without = (
+            f"the run is found by its date ({self.place.date}) and not by its id. Or write it anew: "
+            f"jq '{{version: 1, run: .invocation.run}}' {self._said(ident)}"
+        )
         pointer = self._record(key, RunPointer, without)
         if pointer is not None and RunPlace.of(pointer.run.run_id, pointer.run.began) != self.place:
             self._fault(
@@ -153,9 +157,17 @@ class RunLook:
                 _BRING_BACK + without,
             )
 
+    def _said(self, ident: str) -> str:
+        """Key of a record of this invocation."""
+        committed = ident in self.listed.committed
+        return self.place.commit(ident) if committed else self.place.begun(ident)
+
     def _invocation_pointer(self, ident: str) -> None:
         key = layout.invocation_pointer(ident)
-        without = "this invocation could be archived twice"
+        without = (
+            "this invocation could be archived twice. Or write it anew: jq '.invocation.run | "
+            f"{{version: 1, run_id, began}}' {self._said(ident)}"
+        )
         pointer = self._record(key, InvocationPointer, without)
         if pointer is not None and RunPlace.of(pointer.run_id, pointer.began) != self.place:
             self._fault(

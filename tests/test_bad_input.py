@@ -59,6 +59,7 @@ def refuses(here: Checkout, error: type[RecoverError], *words: object, naming: o
     ran = here.recover(*words)
     assert ran.code == error.exit_code, ran
     assert str(naming) in ran.err
+    assert "\n  " in ran.err or "Try '" in ran.err, "no word on what to do"
     assert "Traceback" not in ran.err
     assert ran.out == ""
     assert listing(here.home) == before

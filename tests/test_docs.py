@@ -503,7 +503,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "Results": records.Results,
     "SignOfLife": records.SignOfLife,
     "Holder": lease.Holder,
-    "Mark": prune.Mark,
+    "Mark": records.Mark,
     "Latest": latest.Latest,
     "Record": journal.Record,
     "_CompactGraph": manifest._CompactGraph,

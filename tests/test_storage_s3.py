@@ -310,16 +310,18 @@ def test_nobody_at_the_endpoint() -> None:
         assert "endpoint_url" in c.value.hint
 
 
-@pytest.mark.parametrize("answer", ["empty", "a way in a circle"])
+@pytest.mark.parametrize("answer", ["empty", "a way in a circle", "a page that is not there"])
 def test_what_is_no_store(answer: str) -> None:
     """A proxy, a portal, a web server."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if answer == "empty" else 302)
+            page = b"<html>nothing here</html>" if answer.startswith("a page") else b""
+            self.send_response(404 if page else 200 if answer == "empty" else 302)
             self.send_header("Location", self.path)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(page)))
             self.end_headers()
+            self.wfile.write(page)
 
         do_PUT = do_GET
 
@@ -330,11 +332,16 @@ def test_what_is_no_store(answer: str) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         store = s3("bucket", endpoint_url=f"http://127.0.0.1:{server.server_port}", max_attempts=1)
-        for call in (lambda: store.read("x"), lambda: store.write("x", b"")):
+        calls: list[Callable[[], object]] = [
+            lambda: store.write("x", b"", if_absent=True),
+            lambda: list(store.list("x")) if answer != "empty" else store.read("x"),
+        ]
+        for call in calls:
             with pytest.raises(StorageError) as caught:
                 call()
-            if answer == "empty":
+            if answer != "a way in a circle":
                 assert "not an S3 store" in caught.value.message
+                assert "endpoint_url" in caught.value.next_step
     finally:
         server.shutdown()
         server.server_close()
@@ -348,7 +355,10 @@ ANSWERS = [
     (400, "InvalidBucketName", UsageError, "not a bucket's name", "s3://bucket/prefix"),
     (404, "NoSuchBucket", NotFoundError, "no such bucket", "the endpoint"),
     (501, "NotImplemented", StorageError, "does not know", "conditional writes"),
-    (400, "EntityTooLarge", StorageError, "failed: EntityTooLarge: as the test asked", ""),
+    (503, "ServiceUnavailable", StorageError, "on the store's side, 3 times", "max_attempts"),
+    (407, "407", StorageError, "a proxy on the way wants to know who asks", "HTTPS_PROXY"),
+    (409, "OperationAborted", StorageError, "failed: OperationAborted", "try again"),
+    (400, "EntityTooLarge", StorageError, "failed: EntityTooLarge", "dbt-recover doctor"),
 ]
 
 
@@ -366,7 +376,7 @@ def test_other_refusals_say_what_to_do(
     proxy.faults.append(Fault("PUT", times=99, answer=xml_error(status, code)))
     with pytest.raises(error, match=message) as caught:
         store.write("x", b"1")
-    assert hint in caught.value.hint
+    assert hint in caught.value.next_step
     assert f"{store.url}/x" in caught.value.message
 
 

@@ -443,6 +443,27 @@ def test_a_half_removed_run_is_a_note(kept: LocalStorage) -> None:
     assert "prune" in note.mend
 
 
+def test_a_damaged_mark_is_a_fault_and_keeps_no_other_run(kept: LocalStorage) -> None:
+    place = place_of(NIGHT)
+    kept.write(place.pruned, b'{"version": 1, "invo')
+    kept.delete(layout.run_pointer(NIGHT.run_id))
+    (fault,) = verify(Archive(kept)).faults
+    assert (fault.key, fault.run_id) == (place.pruned, NIGHT.run_id)
+    pruned = run(kept.root, "prune", "--keep-last", "1", "--yes", "-o", "json")
+    assert pruned.returncode == 0, pruned.stderr
+    document = json.loads(pruned.stdout)
+    assert document["removed"] == ["day"]
+    (left,) = document["skipped"]
+    assert left["run_id"] == NIGHT.run_id
+    assert "is damaged" in left["reason"]
+    assert "dbt-recover verify" in left["reason"]
+    # As verify says.
+    kept.write(place.pruned, fault.mend.removeprefix("write ").partition(" there")[0].encode())
+    again = run(kept.root, "prune", "--keep-last", "1", "--yes", "-o", "json")
+    assert json.loads(again.stdout)["removed"] == [NIGHT.run_id]
+    assert not [e.key for e in kept.list("") if place.part in e.key]
+
+
 def test_a_run_removed_meanwhile_is_sound(kept: LocalStorage) -> None:
     class Removing(Altered):
         def read(self, key: str, *, max_bytes: int | None = None) -> Blob:

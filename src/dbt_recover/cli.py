@@ -381,8 +381,7 @@ def run() -> None:
         sys.exit(exc.exit_code)
     except RecoverError as exc:
         echo(f"dbt-recover: {exc.message}", err=True)
-        if exc.hint:
-            echo(f"  {exc.hint}", err=True)
+        echo(f"  {exc.next_step}", err=True)
         sys.exit(exc.exit_code)
     except BrokenPipeError:
         # `dbt-recover runs | head`: nobody reads on, which is fine.

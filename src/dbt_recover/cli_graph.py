@@ -26,7 +26,7 @@ def graph(app: App, run: str, to: str, manifest: str | None, logical_date: str) 
     It holds names and selections only, and reading it takes milliseconds, where the manifest takes
     seconds.
     """
-    from .errors import UsageError
+    from .errors import DamagedError, UsageError
     from .manifest import read_graph
     from .task_graph import task_graph, write
 
@@ -34,8 +34,11 @@ def graph(app: App, run: str, to: str, manifest: str | None, logical_date: str) 
         try:
             data = Path(manifest).read_bytes()
         except OSError as exc:
-            raise UsageError(f"cannot read {manifest}: {exc.strerror}") from exc
-        read = read_graph(data, name=manifest)
+            raise UsageError(f"cannot read {manifest}: {exc.strerror}", hint=_ANEW) from exc
+        try:
+            read = read_graph(data, name=manifest)
+        except DamagedError as exc:
+            raise DamagedError(exc.message, hint=exc.hint or _ANEW) from exc
     else:
         loaded = app.load(app.archive(), run, logical_date)
         read = loaded.graph
@@ -48,5 +51,7 @@ def graph(app: App, run: str, to: str, manifest: str | None, logical_date: str) 
     write(made, Path(to))
     click.echo(f"wrote {to}: {len(made['nodes'])} tasks")
 
+
+_ANEW = "write it with: dbt parse"
 
 COMMANDS = (graph,)

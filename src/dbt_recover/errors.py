@@ -1,6 +1,6 @@
 """One tree of errors; each class carries its exit code.
 
-A message names the thing, says what is wrong, and `hint` is the next command to type.
+A message names the thing and says what is wrong; `next_step` is what to do or type then.
 The table in docs/exit-codes.md is checked against this module by a test.
 """
 
@@ -13,11 +13,19 @@ class RecoverError(Exception):
     """Base of all errors that are shown to a person without a traceback."""
 
     exit_code = 2
+    usual_hint = "what can be given: dbt-recover --help"
+    """What to do where nobody knows better."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        """What to do about this very error, if whoever raised it knows."""
+
+    @property
+    def next_step(self) -> str:
+        """What to do about it."""
+        return self.hint or self.usual_hint
 
 
 class UsageError(RecoverError):
@@ -30,36 +38,45 @@ class NotFoundError(RecoverError):
     """No such archive, run or object."""
 
     exit_code = 10
+    usual_hint = "see what there is: dbt-recover runs"
 
 
 class LockedError(RecoverError):
     """Somebody else is at work on this run; the message names the holder."""
 
     exit_code = 11
+    usual_hint = "wait until that has ended, then try again"
 
 
 class RefusedError(RecoverError):
     """Going on could break the warehouse or the promise; the hint names the flag that allows it."""
 
     exit_code = 12
+    usual_hint = "see what would be done: dbt-recover plan"
 
 
 class DamagedError(RecoverError):
     """Something that was read is truncated, altered, not what it says, or of an unknown version."""
 
     exit_code = 13
+    usual_hint = (
+        "bring it back from a backup or an older version of it; all that is wrong: "
+        "dbt-recover verify"
+    )
 
 
 class StorageError(RecoverError):
     """The archive's storage cannot be reached, or does not permit the operation."""
 
     exit_code = 14
+    usual_hint = "try again; what is wrong, and how to mend it: dbt-recover doctor"
 
 
 class DbtError(RecoverError):
     """dbt was not found, did not start, or died before it ran a node."""
 
     exit_code = 15
+    usual_hint = "see whether it runs by itself: dbt debug; and what is here: dbt-recover doctor"
 
 
 EXIT_RECOVERED = 0

@@ -12,7 +12,7 @@ import msgspec
 from . import checkout, layout
 from .artifacts import RunResults, read_run_results
 from .context import Identity, Where, own_version
-from .errors import RefusedError, UsageError
+from .errors import DamagedError, RefusedError, UsageError
 from .evidence import by_id
 from .graph import Graph
 from .layout import FORMAT_VERSION
@@ -45,8 +45,12 @@ def archive_finished(
                 hint="pass --target-dir DIR with the artifacts of a finished dbt command; a killed "
                 "dbt leaves none: run it as `dbt-recover exec -- dbt ...`",
             )
-    ran = read_run_results(run_results.read_bytes(), str(run_results))
-    info, graph = read_manifest(manifest.read_bytes(), name=str(manifest))
+    try:
+        ran = read_run_results(run_results.read_bytes(), str(run_results))
+        info, graph = read_manifest(manifest.read_bytes(), name=str(manifest))
+    except DamagedError as exc:
+        hint = exc.hint or "run the dbt command again, and archive right after it"
+        raise DamagedError(exc.message, hint=hint) from exc
     if ran.invocation_id != info.invocation_id and not allow_mixed:
         raise RefusedError(
             f"{run_results} is of invocation {ran.invocation_id}, {manifest} of "

@@ -202,5 +202,8 @@ def unlock(archive: Archive, place: RunPlace) -> str:
             holders.append("somebody (the lease was damaged)")
         storage.delete(item.key)
     if not holders:
-        raise NotFoundError(f"run {place.run_id} is not locked")
+        raise NotFoundError(
+            f"run {place.run_id} is not locked",
+            hint=f"nothing is in the way of: dbt-recover retry {as_word(place.run_id)}",
+        )
     return ", and ".join(holders)

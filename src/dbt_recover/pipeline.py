@@ -22,6 +22,11 @@ from .command_line import RUNNING, SELECTION, DbtCommand
 from .errors import UsageError
 from .model import DeclaredStep, Invocation
 
+_SHAPE = (
+    'write [[pipeline]] with run = "...", and [[pipeline.steps]] with name = "..." and '
+    'command = "dbt run --select ..."'
+)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -43,29 +48,31 @@ def read_pipelines(table: Any, source: str) -> tuple[Pipeline, ...]:
     """From the configuration file's `pipeline`; UsageError names what is wrong in `source`."""
     entries = [table] if isinstance(table, Mapping) else table or []
     if not isinstance(entries, list):
-        raise UsageError(f"{source}: pipeline must be a table or an array of tables")
+        raise UsageError(f"{source}: pipeline must be a table or an array of tables", hint=_SHAPE)
     return tuple(_pipeline(entry, source) for entry in entries)
 
 
 def _pipeline(entry: Any, source: str) -> Pipeline:
     if not isinstance(entry, Mapping) or entry.keys() - {"run", "steps"}:
-        raise UsageError(f"{source}: a pipeline has `run` and `steps`, nothing else")
+        raise UsageError(f"{source}: a pipeline has `run` and `steps`, nothing else", hint=_SHAPE)
     steps = entry.get("steps")
     if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
         raise UsageError(
             f"{source}: a pipeline needs steps",
-            hint='[[pipeline.steps]] with name = "..." and command = "dbt run --select ..."',
+            hint=_SHAPE,
         )
     made = tuple(_step(s, source) for s in steps)
     names = [s.name for s in made]
     if len(set(names)) < len(names):
-        raise UsageError(f"{source}: two steps of a pipeline have the same name")
+        raise UsageError(
+            f"{source}: two steps of a pipeline have the same name", hint="give each its own"
+        )
     return Pipeline(str(entry.get("run", "*")), made)
 
 
 def _step(entry: Any, source: str) -> Step:
     if not isinstance(entry, Mapping) or entry.keys() != {"name", "command"}:
-        raise UsageError(f"{source}: a step has `name` and `command`: {entry!r}")
+        raise UsageError(f"{source}: a step has `name` and `command`: {entry!r}", hint=_SHAPE)
     words = entry["command"]
     argv = shlex.split(words) if isinstance(words, str) else [str(w) for w in words]
     command = DbtCommand.parse(argv)

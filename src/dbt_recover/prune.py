@@ -35,7 +35,7 @@ from .layout import FORMAT_VERSION, RunPlace, encode_id
 from .lease import Holder, Lease, decode
 from .machine import process_lives, this_machine
 from .model import as_word
-from .records import MAX_RECORD
+from .records import MAX_RECORD, Mark, decode_record
 from .storage.base import MissingKey, PreconditionFailed, Storage
 
 _RUNS_AT_A_TIME = 8
@@ -119,14 +119,6 @@ class Done:
     objects: int
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """runs/*/~pruned: the run is being removed."""
-
-    version: int
-    invocations: list[str]
-    """Those it had when that was decided."""
-
-
 def decide(
     runs: Iterable[Candidate], policy: Policy, held: Mapping[str, str], now: datetime
 ) -> Decision:
@@ -203,22 +195,25 @@ def prune(archive: Archive, plan: Plan) -> Done:
     """Carry the plan out. What has changed since it was made is left alone, and said."""
     storage = archive.storage
 
-    def one(run: Candidate) -> str | int:
+    def one(run: Candidate | RunPlace) -> str | int:
         try:
-            return _remove(storage, run)
-        except (LockedError, NotFoundError, DamagedError) as exc:
+            return _finish(storage, run) if isinstance(run, RunPlace) else _remove(storage, run)
+        except DamagedError as exc:
+            return f"{exc.message}: {exc.next_step}"
+        except (LockedError, NotFoundError) as exc:
             return exc.message  # one that cannot go does not keep the others
 
-    dropped = [judged.run for judged in plan.decision.drop]
+    going: list[Candidate | RunPlace] = [
+        *plan.unfinished,
+        *(judged.run for judged in plan.decision.drop),
+    ]
     with ThreadPoolExecutor(_RUNS_AT_A_TIME) as pool:
-        finished = sum(pool.map(lambda place: _finish(storage, place), plan.unfinished))
-        ends = [*zip(dropped, pool.map(one, dropped), strict=True)]
+        ends = [*zip((run.run_id for run in going), pool.map(one, going), strict=True)]
     _remove_dead_leases(storage)
     return Done(
-        tuple(p.run_id for p in plan.unfinished)
-        + tuple(run.run_id for run, end in ends if isinstance(end, int)),
-        tuple((run.run_id, end) for run, end in ends if isinstance(end, str)),
-        finished + sum(end for _, end in ends if isinstance(end, int)),
+        tuple(run_id for run_id, end in ends if isinstance(end, int)),
+        tuple((run_id, end) for run_id, end in ends if isinstance(end, str)),
+        sum(end for _, end in ends if isinstance(end, int)),
     )
 
 
@@ -321,14 +316,13 @@ def _finish(storage: Storage, place: RunPlace) -> int:
     """Remove what the mark names, and the mark; again and again until it is done."""
     try:
         blob = storage.read(place.pruned, max_bytes=MAX_RECORD)
-        marked = {encode_id(i) for i in msgspec.json.decode(blob.data, type=Mark).invocations}
+        mark = decode_record(blob.data, Mark, f"{storage.url}/{place.pruned}")
+        marked = {encode_id(i) for i in mark.invocations}
     except MissingKey:
         return 0  # another was faster
-    except msgspec.DecodeError as exc:
-        raise DamagedError(
-            f"{place.pruned} in {storage.url} is damaged: {exc}",
-            hint="remove it, and the run is there again; then: dbt-recover verify",
-        ) from exc
+    except DamagedError as exc:
+        hint = exc.hint or "what to do: dbt-recover verify"
+        raise DamagedError(exc.message, hint=hint) from exc
     records, data = f"{layout.RUNS}{place.name}/", f"{layout.DATA}{place.name}/"
     found = [item.key for item in storage.list(records) if item.key != place.pruned]
     found_data = [item.key for item in storage.list(data)]

@@ -41,6 +41,10 @@ from .storage.base import MissingKey, PreconditionFailed
 
 COMPRESSION_LEVEL = 8
 """Of zstd. A higher one takes more memory than a recorder should, for 2 % less."""
+_USELESS = (
+    "it cannot be delivered any more: see what the archive has of the run (dbt-recover plan), then "
+    "remove its directory"
+)
 _GONE = "gone-"
 """Begins the name of a spool that is being removed."""
 
@@ -121,7 +125,9 @@ class Spool:
         try:
             return msgspec.json.decode((self.path / "spool.json").read_bytes(), type=SpoolState)
         except (OSError, msgspec.DecodeError) as exc:
-            raise DamagedError(f"{self.path}/spool.json cannot be read: {exc}") from exc
+            raise DamagedError(
+                f"{self.path}/spool.json cannot be read: {exc}", hint=_USELESS
+            ) from exc
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.path / name
@@ -189,7 +195,7 @@ class Spool:
         try:
             return msgspec.json.decode(path.read_bytes(), type=Commit)
         except msgspec.DecodeError as exc:
-            raise DamagedError(f"{path} is damaged: {exc}") from exc
+            raise DamagedError(f"{path} is damaged: {exc}", hint=_USELESS) from exc
 
     def remove(self) -> None:
         """Forget it; the archive has all of it."""
@@ -342,7 +348,7 @@ class Publication:
         try:
             return msgspec.json.decode(decompress(path.read_bytes(), str(path)), type=Results)
         except msgspec.DecodeError as exc:
-            raise DamagedError(f"{path} is damaged: {exc}") from exc
+            raise DamagedError(f"{path} is damaged: {exc}", hint=_USELESS) from exc
 
     def _put(self, key: str, body: Any) -> None:
         try:

@@ -88,6 +88,14 @@ class InvocationPointer(msgspec.Struct, frozen=True):
     began: str
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """runs/*/~pruned: the run is being removed."""
+
+    version: int
+    invocations: list[str]
+    """Those it had when that was decided."""
+
+
 def summarise(commit: Commit, results: Results | None = None) -> Summary:
     """The listing's line for a commit; counts are 0 where the results are not at hand."""
     invocation = commit.invocation

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ _HEAD = 1 << 16
 _LARGEST = 4 << 30
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}")
 _UNREADABLE = "unreadable"
+_AGAIN = "upload manifest.json and run_results.json of the same dbt command, as dbt wrote them"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _told_by(storage: Storage, folder: str) -> tuple[str, str]:
         ran = read(storage, folder)
         began, invocation_id = ran.started_at, ran.invocation_id
     if not _TIME.match(began):
-        raise DamagedError(f"{storage.url}/{key} does not say when dbt began")
+        raise DamagedError(f"{storage.url}/{key} does not say when dbt began", hint=_AGAIN)
     return began, invocation_id or "unknown-" + hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -122,9 +124,19 @@ def _metadata(head: bytes) -> tuple[str, str]:
 def read(storage: Storage, folder: str) -> RunResults:
     """The folder's run results, whole."""
     key = f"{folder}/{RUN_RESULTS}"
-    return read_run_results(
-        storage.read(key, max_bytes=_LARGEST).data, f"{storage.url}/{folder}/{RUN_RESULTS}"
-    )
+    with _hinted():
+        return read_run_results(
+            storage.read(key, max_bytes=_LARGEST).data, f"{storage.url}/{folder}/{RUN_RESULTS}"
+        )
+
+
+@contextmanager
+def _hinted() -> Iterator[None]:
+    """Say of what is damaged what to do."""
+    try:
+        yield
+    except DamagedError as exc:
+        raise DamagedError(exc.message, hint=exc.hint or _AGAIN) from exc
 
 
 def summary_key(storage: Storage, upload: Upload) -> str:
@@ -153,16 +165,17 @@ def put_together(storage: Storage, upload: Upload) -> Contents:
     except MissingKey as exc:
         raise DamagedError(
             f"{exc.message}: the upload of this folder is not whole",
-            hint="upload manifest.json and run_results.json of the same dbt command",
+            hint=_AGAIN,
         ) from exc
     check_same(storage, upload, ran)
-    info, graph = read_manifest(manifest, name=f"{where}/{MANIFEST}")
+    with _hinted():
+        info, graph = read_manifest(manifest, name=f"{where}/{MANIFEST}")
     unknown = [u for u in ran.results if not u.startswith("operation.") and u not in graph.nodes]
     if info.invocation_id != ran.invocation_id and unknown:
         raise RefusedError(
             f"{where}: {RUN_RESULTS} is of invocation {ran.invocation_id}, {MANIFEST} of "
             f"{info.invocation_id}, and lacks {len(unknown)} of its nodes ({unknown[0]}, ...)",
-            hint="upload both files of the same dbt command",
+            hint=_AGAIN,
         )
     results, compact = msgspec.json.encode(_results(ran)), encode_graph(graph)
     sizes = {"graph.json": len(compact), "results.json": len(results), MANIFEST: len(manifest)}

@@ -21,6 +21,7 @@ from .records import (
     Begun,
     Commit,
     InvocationPointer,
+    Mark,
     Results,
     RunPointer,
     decompress,
@@ -90,11 +91,7 @@ class RunLook:
         self.objects = 0
         self.stored = 0
         if listed.pruned:
-            self._note(
-                place.pruned,
-                "the run is half removed: a prune was stopped",
-                "finish it: dbt-recover prune with any --keep option and --yes",
-            )
+            self._marked()
             return
         prefix = f"{layout.DATA}{place.name}/"
         self.data = {item.key: item.size for item in storage.list(prefix)}
@@ -113,15 +110,31 @@ class RunLook:
         now = list_runs(self.storage, self.place.records()).get(self.place)
         return now is None or now.pruned
 
+    def _marked(self) -> None:
+        """A run that is being removed: nothing else of it is looked at."""
+        key, idents = self.place.pruned, self.listed.begun | self.listed.committed
+        whole = msgspec.json.encode(Mark(FORMAT_VERSION, sorted(idents))).decode()
+        mend = f"write {whole} there and prune again, or remove it, and what is left is there again"
+        if self._record(key, Mark, mend, instead=True) is not None:
+            self._note(
+                key,
+                "the run is half removed: a prune was stopped",
+                "finish it: dbt-recover prune with any --keep option and --yes",
+            )
+        elif self.storage.stat(key) is None:
+            self.findings = []  # another prune has finished it meanwhile
+
     def _fault(self, key: str, wrong: str, mend: str) -> None:
         self.findings.append(Finding(key, wrong, mend, self.place.run_id))
 
     def _note(self, key: str, wrong: str, mend: str) -> None:
         self.findings.append(Finding(key, wrong, mend, self.place.run_id, fault=False))
 
-    def _record(self, key: str, type_: type[T], without: str) -> T | None:
-        """A small JSON object; a fault if it is not there, damaged or newer than we know."""
+    def _record(self, key: str, type_: type[T], without: str, *, instead: bool = False) -> T | None:
+        """A small JSON object; a fault if it is not there, damaged or newer than we know. `without`:
+        how it is until it is brought back; or, `instead`, what else to do."""
         self.objects += 1
+        mend = without if instead else _BRING_BACK + without
         try:
             data = self.storage.read(key, max_bytes=MAX_RECORD).data
             self.stored += len(data)
@@ -132,13 +145,13 @@ class RunLook:
                 return None
             return msgspec.json.decode(data, type=type_)
         except MissingKey:
-            self._fault(key, "is missing", _BRING_BACK + without)
+            self._fault(key, "is missing", mend)
             return None
         except DamagedError as exc:
-            self._fault(key, exc.message, _BRING_BACK + without)
+            self._fault(key, exc.message, mend)
             return None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            self._fault(key, f"is damaged: {exc}", _BRING_BACK + without)
+            self._fault(key, f"is damaged: {exc}", mend)
             return None
 
     def _pointer(self) -> None:

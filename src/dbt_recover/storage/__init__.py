@@ -75,7 +75,10 @@ def _bucket(text: str, s3: S3Options | Mapping[str, object] | None) -> Storage:
     bucket, prefix = _split(text)
     if bucket.endswith("--x-s3"):
         # They list in no order and know no StartAfter, on which the archive's listings rest.
-        raise UsageError(f"{text}: a directory bucket (S3 Express) cannot hold an archive")
+        raise UsageError(
+            f"{text}: a directory bucket (S3 Express) cannot hold an archive",
+            hint="name a general purpose bucket",
+        )
     options = s3 if isinstance(s3, S3Options) else S3Options.from_mapping(s3 or {})
     try:
         from .s3 import S3Storage
@@ -108,9 +111,15 @@ def _split(text: str) -> tuple[str, str]:
         what = f"{bucket!r} is not a bucket's name" if bucket else "it names no bucket"
         raise UsageError(f"{text}: {what}", hint=_EXAMPLES[scheme.lower()])
     if prefix:
-        check_key(prefix)
+        try:
+            check_key(prefix)
+        except UsageError as error:
+            raise UsageError(f"{text}: {error.message}", hint=error.hint) from error
     if len(prefix) > _MAX_PREFIX:
-        raise UsageError(f"{text}: the prefix is longer than {_MAX_PREFIX} characters")
+        raise UsageError(
+            f"{text}: the prefix has {len(prefix)} characters",
+            hint=f"it can have {_MAX_PREFIX}: the archive's own keys have to fit behind it",
+        )
     return bucket, prefix
 
 

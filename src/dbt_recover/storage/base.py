@@ -137,7 +137,11 @@ def check_key(key: str) -> str:
         or not _KEY.fullmatch(key)
         or any(p in (".", "..") or len(p) > _MAX_PART for p in parts)
     ):
-        raise UsageError(f"not a key an archive can hold: {key[:120]!r}")
+        raise UsageError(
+            f"not a key an archive can hold: {key[:120]!r}",
+            hint="a prefix, and a key, is made of letters, digits and !_.*'()~@=+,%- with single "
+            "slashes between its parts, none of them . or .. or longer than 240 characters",
+        )
     return key
 
 

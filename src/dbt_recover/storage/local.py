@@ -213,7 +213,10 @@ class LocalStorage:
             return False
         refuse_link(mode, self._path(key))
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise DamagedError(f"{self._path(key)} is neither a file nor a directory")
+            raise DamagedError(
+                f"{self._path(key)} is neither a file nor a directory",
+                hint="it is nothing that an archive has: move it away",
+            )
         return stat.S_ISREG(mode)
 
     def _compare(self, folder: int, name: str, key: str, etag: str) -> None:

@@ -113,7 +113,9 @@ class S3Storage:
                 **self._placement(),
             )
         except (PreconditionFailed, MissingKey) as refusal:
-            # If-Match on a key that is gone is a 404.
+            # If-Match on a key that is gone is a 404; nothing else can be, to a store.
+            if isinstance(refusal, MissingKey) and if_match is None:
+                raise no_store(self._name(key)) from refusal
             if etag := self._ours(key, nonce, body):
                 return etag
             message = f"{self._name(key)} has been written or changed by another"
@@ -313,7 +315,10 @@ class S3Storage:
     def _pages(self, prefix: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         parameters |= {"Prefix": self._root + prefix, **self._common}
         while True:
-            page = self._send("list_objects_v2", self._name(prefix), parameters)
+            try:
+                page = self._send("list_objects_v2", self._name(prefix), parameters)
+            except MissingKey as error:  # of a bucket that is missing a store says so
+                raise no_store(self._name(prefix)) from error
             yield page
             if not page.get("IsTruncated"):
                 return

@@ -77,6 +77,8 @@ def _from_answer(error: ClientError, operation: str, url: str) -> RecoverError:
         return NotFoundError(
             f"no such bucket: {url}", hint="check the name, the endpoint and the account"
         )
+    if status == 404 and not code:  # a page, and none of S3's words in it
+        return no_store(url)
     if code in ("NoSuchKey", "404", "NotFound"):
         return MissingKey(f"there is no {url}")
     if status == 412:
@@ -107,7 +109,22 @@ def _from_answer(error: ClientError, operation: str, url: str) -> RecoverError:
             hint="an archive needs conditional writes (If-None-Match, If-Match)",
         )
     if status >= 500 or code == "SlowDown":
-        return InDoubt(f"{failed} failed on the store's side, {_tries(error)}: {code}: {said}")
+        return InDoubt(
+            f"{failed} failed on the store's side, {_tries(error)}: {code}: {said}",
+            hint="it is down or overloaded: try again later, or each request more often: the s3 "
+            "option max_attempts",
+        )
+    if status == 407:
+        return StorageError(
+            f"{failed}: a proxy on the way wants to know who asks ({said})",
+            hint="name it as http://user:password@host:port in HTTPS_PROXY, or except the store "
+            "from it in NO_PROXY",
+        )
+    if status == 409:
+        return StorageError(
+            f"{failed} failed: {code}: {said}",
+            hint="others write the same object all the time: try again",
+        )
     return StorageError(f"{failed} failed: {code}: {said}")
 
 

@@ -731,7 +731,7 @@ def test_archiving_what_dbt_left_killed_at_every_write(tmp_path: Path) -> None:
 
     def run_archive(store: Storage) -> str:
         where = Where(archive(store), {}, tmp_path, lambda text: None)
-        return archive_finished(where, target, Identity(run_id="r1"))
+        return archive_finished(where, target, Identity(run_id="r1")).run_id
 
     for store, _ in kill_at_every_write(tmp_path, run_archive):
         assert run_archive(store) == "r1"

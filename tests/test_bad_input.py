@@ -347,6 +347,8 @@ def test_exec_goes_on_without_its_archive(project: Checkout, s3_bucket: Bucket) 
     assert len(here.calls[0].executed) == 6
     assert "the archive cannot be written" in ran.err
     assert "dbt-recover archive --resume" in ran.err
+    assert "kept here, until the archive has it, as run tonight; next: dbt-recover plan" in ran.err
+    assert "recorded as" not in ran.err
     assert "Traceback" not in ran.err
 
     there = _on_s3(project, s3_bucket.server, s3_bucket.url)

@@ -737,7 +737,7 @@ def test_archive_of_files_of_a_killed_dbt(built: Checkout) -> None:
     before = built.recover("runs", "-o", "json").json["runs"]
     ran = built.recover("archive")
     assert ran.code == 0, ran
-    assert "already archived" in ran.err
+    assert "already archived" in ran.out
     assert built.recover("runs", "-o", "json").json["runs"] == before
     (built.root / "target/run_results.json").write_bytes(b"")
     empty = built.recover("archive")

@@ -373,6 +373,29 @@ def test_listing_a_day_opens_no_other(store: LocalStorage, monkeypatch: pytest.M
     assert days == ["2026-01-05", "2026-01-06", "2026-01-07", "2026-01-08", "2026-01-09"]
 
 
+@pytest.mark.parametrize("prefix", ["", "runs/", "runs/2026-01-31/", "runs/2026-01-31/a/"])
+def test_a_listing_names_the_folder_that_cannot_be_read(
+    prefix: str, store: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("archive.json", "runs/2026-01-31/a/x", "runs/2026-01-31/b/x"):
+        store.write(key, b"1")
+    real = os.open
+
+    def forbidding(path: str | Path, *args: int, **kwargs: int) -> int:
+        if path == "a":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", forbidding)
+        with pytest.raises(StorageError) as caught:
+            list(store.list(prefix))
+        assert [e.key for e in store.list("runs/2026-01-31/b")] == ["runs/2026-01-31/b/x"]
+    closed = store.root / "runs/2026-01-31/a"
+    assert caught.value.message == f"cannot list {closed}: permission denied"
+    assert f"ls -ld {closed.parent} {closed}" in caught.value.hint
+
+
 names = st.text(alphabet="a-./0", min_size=1, max_size=6).filter(is_key)
 
 

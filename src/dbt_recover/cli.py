@@ -169,7 +169,15 @@ def archive(
         return
     identity = Identity.of(os.environ, run_id, step)
     done = archive_finished(where, Path(target_dir), identity, allow_mixed=allow_mixed)
-    echo(f"archived as run {done}")
+    if done.before and identity.run_id not in ("", done.run_id):
+        app.say(
+            f"dbt-recover: nothing was added to run {identity.run_id}: an invocation belongs to one run"
+        )
+    echo(
+        f"already archived, in run {done.run_id}"
+        if done.before
+        else f"archived as run {done.run_id}"
+    )
 
 
 @cli.command()

@@ -311,7 +311,8 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exite
     if code:
         there = command.value("--project-dir")
         there = f" --project-dir {shlex.quote(there)}" if there else ""
-        where.say(f"dbt-recover: recorded as run {outcome.run_id}; next: dbt-recover{there} plan")
+        kept = "recorded as" if outcome.delivered else "kept here, until the archive has it, as"
+        where.say(f"dbt-recover: {kept} run {outcome.run_id}; next: dbt-recover{there} plan")
     return Exited(code, outcome.run_id, bool(interrupts.received))
 
 

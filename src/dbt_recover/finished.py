@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -29,10 +29,19 @@ from .restore import find_root
 from .scope import selected
 
 
+@dataclass(frozen=True)
+class Archived:
+    """Where the invocation is."""
+
+    run_id: str
+    before: bool = False
+    """It was there already, whatever run it was now to be part of."""
+
+
 def archive_finished(
     where: Where, target: Path, identity: Identity, *, allow_mixed: bool = False
-) -> str:
-    """Archive what a dbt that ran without `exec` left in its target directory. Returns the run id.
+) -> Archived:
+    """Archive what a dbt that ran without `exec` left in its target directory.
 
     Nothing is written unless all of it holds: DamagedError for a file that cannot be read,
     RefusedError for files of different invocations or older than the run they are to join.
@@ -72,8 +81,7 @@ def archive_finished(
         identity = replace(identity, run_id=owner.run_id)
     if owner is not None and where.archive.has(owner, ran.invocation_id):
         complete_listing(where.archive, owner, ran.invocation_id)
-        where.say(f"dbt-recover: already archived, in run {owner.run_id}")
-        return owner.run_id
+        return Archived(owner.run_id, before=True)
     root = find_root(target.resolve())
     if root is not None:
         graph.files = checkout.file_hashes(
@@ -97,7 +105,7 @@ def archive_finished(
         done = Publication(where.archive, spool).finish(
             msgspec.structs.replace(commit, artifacts=kept)
         )
-    return done.invocation.run.run_id
+    return Archived(done.invocation.run.run_id)
 
 
 def finished_commit(ran: RunResults, adapter_type: str, graph: Graph, identity: Identity) -> Commit:

@@ -11,7 +11,15 @@ from pathlib import Path
 from . import checkout
 from .archive import HEARTBEAT_LOST_AFTER
 from .context import Where
-from .errors import DamagedError, RecoverError, StorageError, UsageError
+from .errors import (
+    DamagedError,
+    LockedError,
+    NotFoundError,
+    RecoverError,
+    RefusedError,
+    StorageError,
+    UsageError,
+)
 from .evidence import put_together
 from .journal import fold
 from .machine import process_lives, process_mark, this_machine
@@ -22,20 +30,33 @@ from .records import Commit
 
 def resume_spools(where: Where, project: checkout.Project | None) -> str:
     """`archive --resume`: deliver what waits; says what was done, and what still waits and why.
-    StorageError if that is for want of the archive."""
+    Raises the most serious of what stands in the way."""
     if where.spool is None and project is None:
         raise UsageError("this is not a dbt project", hint="pass --spool DIR or --project-dir DIR")
     home = spool_home(where, project)
     found = deliver_leftovers(where, home)
     if found.failed:
-        last = found.failed[-1]
-        if isinstance(last, DamagedError):
-            raise last
+        worst = min(found.failed, key=_seriousness)
         count = len(found.failed)
-        raise StorageError(f"{count} still wait in {home}: {last.message}", hint=last.hint)
+        kind = next((k for k in _SERIOUS if isinstance(worst, k)), StorageError)
+        raise kind(f"{count} still wait in {home}: {worst.message}", hint=worst.hint)
     if found.delivered:
         return "delivered: " + ", ".join(f"run {r}" for r in found.delivered)
     return f"nothing waits in {home}" if not found.left else f"nothing to deliver in {home}"
+
+
+_SERIOUS: tuple[type[RecoverError], ...] = (
+    DamagedError,
+    RefusedError,
+    UsageError,
+    NotFoundError,
+    LockedError,
+)
+"""What passes by itself is the least, and stands in no list."""
+
+
+def _seriousness(error: RecoverError) -> int:
+    return next((n for n, kind in enumerate(_SERIOUS) if isinstance(error, kind)), len(_SERIOUS))
 
 
 def spool_home(where: Where, project: checkout.Project | None) -> Path:

@@ -184,9 +184,11 @@ class LocalStorage:
         except FileNotFoundError:
             if not create:
                 raise
-        except OSError:
+        except OSError as error:
             # Systems differ in what they call a link here: ELOOP, ENOTDIR, EMLINK.
-            refuse_link(os.lstat(part, dir_fd=folder).st_mode, path)
+            with suppress(PermissionError):
+                refuse_link(os.lstat(part, dir_fd=folder).st_mode, path)
+            error.filename = str(path)
             raise
         with suppress(FileExistsError):
             os.mkdir(part, 0o700, dir_fd=folder)
@@ -297,7 +299,7 @@ class LocalStorage:
 
     def _list(self, prefix: str, since: str) -> Iterator[Entry]:
         parts = prefix.split("/")[:-1]
-        with named("list", self.root / prefix):
+        with named("list", self.root / prefix, self.root):
             try:
                 with self._folder(parts) as folder:
                     yield from _walk(folder, "".join(f"{p}/" for p in parts), prefix, since)
@@ -333,12 +335,18 @@ def _walk(folder: int, base: str, prefix: str, since: str) -> Iterator[Entry]:
                     size = os.lstat(name, dir_fd=folder).st_size
                 except FileNotFoundError:
                     continue  # deleted since
+                except OSError as error:
+                    error.filename = path
+                    raise
                 yield Entry(path, size)
         elif path.startswith(prefix) or prefix.startswith(path):
             try:
                 inner = os.open(name, _FOLDER, dir_fd=folder)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # gone, or replaced, since it was listed
+            except OSError as error:
+                error.filename = path
+                raise
             try:
                 yield from _walk(inner, path, prefix, since)
             finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import DamagedError, StorageError
 
 _FULL = "free some space there (df -h {path}), then run the command again"
-_FORBIDDEN = "look at its owner and mode (ls -ld {path}) and who this process runs as (id)"
+_FORBIDDEN = "look at owner and mode (ls -ld {path} {object}) and who this process runs as (id)"
 _DISK = "look at the disk and the mount (dmesg, mount)"
 _HINTS = {
     errno.ENOSPC: _FULL,
@@ -30,14 +30,17 @@ _HINTS = {
 
 
 @contextmanager
-def named(doing: str, path: Path) -> Iterator[None]:
-    """Turn an OSError inside into a StorageError: cannot <doing> <path>: why."""
+def named(doing: str, path: Path, root: Path | None = None) -> Iterator[None]:
+    """Turn an OSError inside into a StorageError: cannot <doing> <path>: why. With `root` the error
+    may say in its filename what below that it is about."""
     try:
         yield
     except OSError as error:
+        if root is not None and isinstance(error.filename, str):
+            path = root / error.filename
         why = (error.strerror or str(error)).lower()
         # Of a whole file system the path as given is what `df` and `ls` can use.
-        hint = _HINTS.get(error.errno or 0, "").format(path=path.parent)
+        hint = _HINTS.get(error.errno or 0, "").format(path=path.parent, object=path)
         raise StorageError(f"cannot {doing} {path}: {why}", hint=hint) from error
 
 

@@ -18,7 +18,9 @@ from typing import Any
 import click
 import msgspec
 import pytest
+import zstandard
 
+from conftest import Bucket
 from dbt_recover import (
     cli,
     config,
@@ -61,7 +63,7 @@ from dbt_recover.plan import (
 from dbt_recover.render import alerts, documents, upkeep
 from dbt_recover.storage.options import S3Options
 from dbt_recover.verify_run import Finding
-from projects import ARTIFACTS
+from projects import ARTIFACTS, checkout
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -621,6 +623,50 @@ def test_the_archive_can_be_read_by_hand(tmp_path: Path) -> None:
     assert set(failed) <= set(lines)
     # The hash of what was unpacked, and the one in the commit record.
     assert lines[-1] == lines[-2].split()[0]
+
+
+@pytest.mark.slow
+def test_a_run_can_be_recovered_by_hand(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With aws from a bucket; where there is no aws, from a directory."""
+    if not (shutil.which("zstd") and shutil.which("jq")):
+        pytest.skip("needs zstd and jq")
+    here = checkout("two_independent_failures", tmp_path / "here")
+    kept, url, environ = tmp_path / "kept", str(tmp_path / "kept"), dict(os.environ)
+    if shutil.which("aws"):
+        bucket: Bucket = request.getfixturevalue("s3_bucket")
+        url, environ = bucket.url, environ | bucket.environment
+        here = here.having(**bucket.environment)
+    assert here.recover("--archive", url, "exec", "--", "dbt", *here.expect.command).code == 1
+    if url != str(kept):
+        (line,) = re.findall(r"^aws s3 cp .*", FORMAT.read_text(), re.MULTILINE)
+        copy = line.replace("s3://company-dbt-runs/analytics", url)
+        _sh(copy, {**environ, "ARCHIVE": str(kept)})
+    here.mend()
+
+    (script,) = [b.text for b in blocks(FORMAT) if b.mark == "recover by hand"]
+    state = tmp_path / "state"
+    _sh(script, {**environ, "ARCHIVE": str(kept), "STATE": str(state)})
+    assert here.dbt("retry", "--state", state).code == 0
+    assert sorted(here.calls[-1].executed) == here.expect.retry
+
+    # As if dbt had been killed before it came to one of its nodes.
+    (commit,) = (kept / "runs").rglob("commit.json")
+    commit.write_text(commit.read_text().replace('"complete": true', '"complete": false'))
+    (results,) = (kept / "data").rglob("results.json.zst")
+    document = json.loads(zstandard.decompress(results.read_bytes()))
+    gone = document["results"].pop(-1)["unique_id"]
+    results.write_bytes(zstandard.compress(json.dumps(document).encode()))
+    _sh(script, {**environ, "ARCHIVE": str(kept), "STATE": str(state)})
+    written = json.loads((state / "run_results.json").read_text())["results"]
+    assert {r["unique_id"]: r["status"] for r in written}[gone] == "skipped"
+    assert len(written) == len(document["results"]) + 1
+
+
+def _sh(script: str, environ: dict[str, str]) -> None:
+    ran = subprocess.run(
+        ["sh", "-eu", "-c", script], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 # README

@@ -14,8 +14,9 @@ import pytest
 
 from archives import Altered, made, spooled
 from dbt_recover.archive import Archive
-from dbt_recover.context import Where
+from dbt_recover.context import Identity, Where
 from dbt_recover.errors import DamagedError, LockedError, StorageError
+from dbt_recover.finished import archive_finished
 from dbt_recover.leftovers import resume_spools
 from dbt_recover.storage.local import LocalStorage
 from projects import ARTIFACTS
@@ -60,6 +61,44 @@ def test_of_several_that_cannot_be_delivered_the_most_serious_counts(
         )
         shutil.rmtree(left[worst])
     assert resume_spools(where, None) == f"nothing waits in {home}"
+
+
+def test_of_several_that_archive_the_same_one_does(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "dbt_recover.cli", "--archive", str(tmp_path / "kept")]
+    argv += ["archive", "--target-dir", str(ARTIFACTS / "good"), "--run-id"]
+    at_work = [
+        subprocess.Popen(
+            [*argv, f"r{n}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for n in range(4)
+    ]
+    ended = [process.communicate() for process in at_work]
+    assert [process.returncode for process in at_work] == [0] * 4, ended
+    ((run_id, status),) = statuses(LocalStorage(tmp_path / "kept")).items()
+    assert status == "failed"
+    said = sorted(out for out, _ in ended)
+    assert said == [f"already archived, in run {run_id}\n"] * 3 + [f"archived as run {run_id}\n"]
+
+
+def test_two_that_met_at_the_last_moment(tmp_path: Path) -> None:
+    """Both saw that nobody had archived it."""
+
+    class Late(Altered):
+        """Another archives it between our look and our first write."""
+
+        def write(self, key: str, body: Any, **conditions: Any) -> str:
+            if key.startswith("ids/") and not other:
+                other.append("begun")
+                where = Where(Archive(self.inner), {}, tmp_path, print)
+                other.append(archive_finished(where, ARTIFACTS / "good", Identity("b")).run_id)
+            return super().write(key, body, **conditions)
+
+    other: list[str] = []
+    kept = Archive(Late(LocalStorage(tmp_path / "kept")))
+    where = Where(kept, {}, tmp_path, print)
+    done = archive_finished(where, ARTIFACTS / "good", Identity("a"))
+    assert (done.run_id, done.before) == ("b", True)
+    assert statuses(LocalStorage(tmp_path / "kept")) == {"b": "failed"}
 
 
 def test_an_invocation_archived_before_is_said_to_be(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from .model import (
     RunInfo,
     default_run_id,
 )
-from .publish import Publication, Spool, SpoolState, complete_listing
+from .publish import AlreadyArchived, Publication, Spool, SpoolState, complete_listing
 from .records import Commit, Results
 from .restore import find_root
 from .scope import selected
@@ -102,9 +102,13 @@ def archive_finished(
         kept = [spool.keep_file(n, target / n) for n in layout.ARTIFACTS if (target / n).is_file()]
         kept.append(spool.keep_bytes("graph.json", encode_graph(graph)))
         kept.append(spool.keep_bytes("results.json", msgspec.json.encode(results)))
-        done = Publication(where.archive, spool).finish(
-            msgspec.structs.replace(commit, artifacts=kept)
-        )
+        try:
+            done = Publication(where.archive, spool).finish(
+                msgspec.structs.replace(commit, artifacts=kept)
+            )
+        except AlreadyArchived:
+            # Another was faster by a moment: where it is, and whether it is whole, is known now.
+            return archive_finished(where, target, identity, allow_mixed=allow_mixed)
     return Archived(done.invocation.run.run_id)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from archives import BAD, made, publish
+from archives import BAD, GOOD, made, place_of, publish
 from conftest import Bucket
 from dbt_recover.errors import (
     EXIT_STILL_FAILING,
@@ -513,6 +513,22 @@ def test_archives_that_are_not_ours_to_read(marker: str, naming: str, archived: 
     (archived.root / ".dbt-recover" / "archive.json").write_text(marker)
     for command in (*READING, WRITING) if "version 2" in naming else (("plan",), WRITING):
         refuses(archived, DamagedError, *command, naming=naming)
+
+
+def test_damage_in_a_later_run_is_no_reason_to_give_up(archived: Checkout) -> None:
+    kept = open_storage(str(archived.root / ".dbt-recover"))
+    later = made("later", GOOD, began="2030-01-01T06:00:00Z")
+    publish(kept, later)
+    kept.write(place_of(later).data(later.invocation_id, "results.json.zst"), b"not what it was")
+    refuses(archived, DamagedError, "show", "later", naming="later-1-only/results.json.zst")
+    planned = archived.recover("plan", "nightly-1", "-o", "json")
+    assert (planned.code, planned.json["run"]["run_id"]) == (0, "nightly-1"), planned
+    flags = {w["code"]: w["flag"] for w in planned.json["warnings"]}
+    assert flags["later_unknown"] == "--allow-older-run", flags
+    refused = archived.recover("plan", "nightly-1")
+    assert "stops the retry: run later began later, and whether it has built" in refused.out
+    allowed = archived.recover("plan", "nightly-1", "--allow-older-run")
+    assert "stops the retry: run later" not in allowed.out
 
 
 def test_a_newer_commit_record(archived: Checkout) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import checkout
 from .archive import Archive
 from .context import Where
-from .errors import DbtError, UsageError, exit_code_of
+from .errors import DamagedError, DbtError, RefusedError, UsageError, exit_code_of
 from .graph import Graph
 from .interrupts import Interrupts
 from .load import Asking, LoadedRun
@@ -21,6 +21,7 @@ from .model import SUCCESSES, Invocation
 from .plan import Changes, Plan, PlanWarning, Policy, make_plan, name_of
 from .profiles import check_variables, unneeded_target
 from .restore import Overrides
+from .storage.base import MissingKey
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -134,10 +135,17 @@ def _built_later(
 ) -> list[PlanWarning]:
     """Yesterday's run with yesterday's vars, over tables that today's run has built."""
     planned = {n.unique_id: run.state.invocations[n.invocation].target for n in plan.nodes}
+    unread: list[PlanWarning] = []
     for entries in reversed(archive.later_than(run.place)[-_LATER_RUNS:]):
+        try:
+            recorded = archive.load(entries.place)
+        except (DamagedError, RefusedError, MissingKey) as exc:
+            if not unread and any(uid.startswith(_RELATIONS) for uid in planned):
+                unread.append(_later_unknown(entries.place.run_id, exc.message, options))
+            continue
         built = {
             uid
-            for record in archive.load(entries.place)
+            for record in recorded
             for uid, result in record.results.items()
             if result.status in SUCCESSES
             and uid.startswith(_RELATIONS)
@@ -156,7 +164,17 @@ def _built_later(
                     allowed=options.allow_older_run,
                 )
             ]
-    return []
+    return unread
+
+
+def _later_unknown(run_id: str, why: str, options: Options) -> PlanWarning:
+    return PlanWarning(
+        "later_unknown",
+        f"run {run_id} began later, and whether it has built any of these nodes since is not known: "
+        f"{why}",
+        flag="--allow-older-run",
+        allowed=options.allow_older_run,
+    )
 
 
 _RELATIONS = ("model.", "seed.", "snapshot.")

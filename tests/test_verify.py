@@ -206,6 +206,11 @@ def _lie(storage: Storage) -> None:
     storage.write(item.key.replace("~ok~0~", "~failed~3~"), b"")
 
 
+def _journal_moved(storage: Storage) -> None:
+    for name in ("journal/000001.jsonl.zst", "journal/000002.jsonl.zst"):
+        _move(_data(DAY, name), _data(LOST, name))(storage)
+
+
 DAMAGES = {
     "commit_cut": Damage(_change(COMMIT, _cut), COMMIT, "is damaged"),
     "commit_empty": Damage(_change(COMMIT, lambda d: b""), COMMIT, "is damaged"),
@@ -288,6 +293,15 @@ DAMAGES = {
         "a summary without a commit record",
         DAY,
     ),
+    "journal_of_another": Damage(
+        _journal_moved,
+        place_of(LOST).segments(LOST.invocation_id),
+        "is the journal of another invocation, day-1-only",
+        LOST,
+    ),
+    "open_begun_of_another": Damage(
+        _edit(OPEN, lambda b: b["invocation"]["run"].update(run_id="day")), OPEN, "record of", LOST
+    ),
     "lease_damaged": Damage(_add("leases/day.json", b"{"), "leases/day.json", "is damaged", DAY),
 }
 
@@ -309,6 +323,10 @@ def test_damage_is_named(name: str, kept: LocalStorage) -> None:
         assert fault.run_id == damage.run.run_id
     # It is found alone, too, and the other runs are sound.
     archive = Archive(kept)
+    if name in ("journal_of_another", "open_begun_of_another"):
+        # There is no hash of what is open; it is not taken for this run's all the same.
+        with pytest.raises(DamagedError, match=r"of another|is the record of"):
+            archive.load(place_of(LOST))
     if name != "lease_damaged":
         assert verify(archive, run=place_of(damage.run)).faults == report.faults
     for other in {NIGHT.run_id: NIGHT, DAY.run_id: DAY, LOST.run_id: LOST}.values():

@@ -20,7 +20,7 @@ from .graph import Graph
 from .journal import Record, fold
 from .layout import Listed, RunPlace, Summary
 from .machine import process_lives, this_machine
-from .model import Artifact, Recorded, RunInfo, RunSummary, as_word
+from .model import Artifact, Invocation, Recorded, RunInfo, RunSummary, as_word
 from .records import (
     MAX_RECORD,
     Begun,
@@ -379,7 +379,19 @@ class Archive:
         for artifact in commit.artifacts:
             if not artifact.key.startswith(own):
                 raise DamagedError(f"{key} in {self.url} names {artifact.key!r}, outside of {own}")
+        self._check_own(key, commit.invocation, place, invocation_id)
         return commit
+
+    def _check_own(self, key: str, record: Invocation, place: RunPlace, invocation_id: str) -> None:
+        """DamagedError if the record is of another invocation than its key: it was moved there."""
+        said = RunPlace.of(record.run.run_id, record.run.began)
+        if said != place or layout.encode_id(record.invocation_id) != layout.encode_id(
+            invocation_id
+        ):
+            raise DamagedError(
+                f"{key} in {self.url} is the record of invocation {record.invocation_id} of run "
+                f"{record.run.run_id}"
+            )
 
     def summary_of(self, place: RunPlace, invocation_id: str) -> Summary:
         """The listing's line of a committed invocation, from its commit record and results."""
@@ -410,11 +422,19 @@ class Archive:
         """The record written when the invocation began."""
         key = place.begun(invocation_id)
         begun: Begun = self._decode(self.storage.read(key, max_bytes=MAX_RECORD).data, Begun, key)
+        self._check_own(key, begun.invocation, place, invocation_id)
         return begun
 
     def _load_open(self, place: RunPlace, invocation_id: str) -> Recorded:
         begun = self.begun_of(place, invocation_id)
-        journal = fold(self.journal_records(place, invocation_id), begun.invocation.invocation_id)
+        records = list(self.journal_records(place, invocation_id))
+        ident = begun.invocation.invocation_id
+        if records and all(r.invocation_id != ident for r in records):
+            raise DamagedError(
+                f"{place.segments(invocation_id)} in {self.url} is the journal of another "
+                f"invocation, {records[0].invocation_id}"
+            )
+        journal = fold(records, ident)
         alive = self.alive(place, invocation_id)
         invocation = msgspec.structs.replace(
             begun.invocation,

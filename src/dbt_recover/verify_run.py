@@ -279,10 +279,11 @@ class RunLook:
                 f"is missing: there are {len(there)} of {count} journal segments",
                 _BRING_BACK + "nothing is lost: results.json says the same",
             )
-        self._read_segments(there)
+        self._read_segments(ident, there)
 
-    def _read_segments(self, keys: Iterable[str]) -> None:
+    def _read_segments(self, ident: str, keys: Iterable[str]) -> None:
         decoder = msgspec.json.Decoder(Record)
+        of: set[str] = set()
         for key in sorted(keys):
             self.expected.add(key)
             self.objects += 1
@@ -290,7 +291,7 @@ class RunLook:
                 data = self.storage.read(key, max_bytes=MAX_RECORD).data
                 self.stored += len(data)
                 for line in decompress(data, key).splitlines():
-                    decoder.decode(line)
+                    of.add(encode_id(decoder.decode(line).invocation_id))
             except MissingKey:
                 continue  # removed since it was listed
             except DamagedError as exc:
@@ -300,6 +301,14 @@ class RunLook:
             else:
                 continue
             self._fault(key, wrong, _BRING_BACK + "an invocation without commit is not planned")
+        if of and encode_id(ident) not in of:
+            self._fault(
+                self.place.segments(ident),
+                f"is the journal of another invocation, {layout.decode_id(min(of))}",
+                "it was moved there: "
+                + _BRING_BACK
+                + "an invocation without commit is not planned",
+            )
 
     def _summary(self, ident: str, summary: Summary) -> None:
         expected = parse_record_key(summary.key(self.place, ident))
@@ -328,7 +337,8 @@ class RunLook:
             self._same(self.place.begun(ident), begun, ident)
         mine = self.place.data(ident, "")
         self.expected |= {k for k in self.data if k.startswith(mine)}
-        self._read_segments(k for k in self.data if k.startswith(self.place.segments(ident)))
+        segments = {k for k in self.data if k.startswith(self.place.segments(ident))}
+        self._read_segments(ident, segments)
 
     def _left_over(self) -> None:
         known = {encode_id(i) for i in self.listed.begun | self.listed.committed}

@@ -773,7 +773,7 @@ def contents(store: LocalStorage) -> list[Any]:
 def test_a_flipped_bit_is_noticed_wherever_it_is(store: LocalStorage, maker: Maker) -> None:
     maker.make().publish(archive(store))
     whole = contents(store)
-    for key in data_keys(store):
+    for key in [*data_keys(store), resolve(archive(store), "r1").commit("r1-i1")]:
         data = store.read(key).data
         for at in range(len(data)):
             for bit in (1, 128):
@@ -896,6 +896,21 @@ def begin(store: LocalStorage, made: Made) -> RunPlace:
     publication.send(ident, "graph.json.zst")
     publication.send_segments(ident)
     return resolve(archive(store), "r1")
+
+
+def test_a_flipped_bit_in_what_it_began_with_is_noticed(store: LocalStorage, maker: Maker) -> None:
+    place = begin(store, maker.make())
+    whole = archive(store).begun_of(place, "r1-i1").invocation
+    key = place.begun("r1-i1")
+    data = store.read(key).data
+    for at in range(len(data)):
+        for bit in (1, 128):
+            damage(store, key, data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+            try:
+                # Of the hash's own name, for one.
+                assert archive(store).begun_of(place, "r1-i1").invocation == whole
+            except DamagedError as error:
+                assert key in str(error)  # noqa: PT017 # either is right
 
 
 def journal(made: Made) -> None:

@@ -475,6 +475,8 @@ def test_a_commit_record_that_points_out_of_the_archive(archived: Checkout) -> N
     secret.write_text("mine")
     text = path.read_text()
     key = json.loads(text)["artifacts"][-1]["key"]
+    # Whoever forges a record can leave its hash out.
+    text = re.sub(r',\n "sha256": "\w+"\n}$', "\n}", text)
     path.write_text(text.replace(key, "../../secret"))
     refuses(archived, DamagedError, "plan", naming="../../secret")
 

@@ -534,6 +534,14 @@ def test_samples_of_the_archive_are_what_is_read(name: str) -> None:
     assert_kept(json.loads(text), json.loads(msgspec.json.encode(decoded)))
 
 
+@pytest.mark.parametrize("name", ["Begun", "Commit"])
+def test_samples_have_their_own_hash(name: str) -> None:
+    sample: records.Begun | records.Commit
+    sample = msgspec.json.decode(samples(FORMAT)[name], type=TYPES[name])  # type: ignore[assignment]
+    text = records.sealed(msgspec.structs.replace(sample, sha256=""))
+    assert msgspec.json.decode(text, type=TYPES[name]) == sample
+
+
 def assert_kept(sample: Any, again: Any) -> None:
     """What a sample says is what was read: a key that the type does not have would be lost."""
     if isinstance(sample, dict):
@@ -621,7 +629,8 @@ def test_the_archive_can_be_read_by_hand(tmp_path: Path) -> None:
     results = json.loads((target / "run_results.json").read_text())["results"]
     failed = [r["unique_id"] for r in results if r["status"] in ("error", "fail")]
     assert set(failed) <= set(lines)
-    # The hash of what was unpacked, and the one in the commit record.
+    # The hash of what was unpacked, and the one in the commit record; then the record's own.
+    assert lines[-3] == lines[-4].split()[0]
     assert lines[-1] == lines[-2].split()[0]
 
 

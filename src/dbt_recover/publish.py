@@ -35,6 +35,7 @@ from .records import (
     SignOfLife,
     decode_record,
     decompress,
+    sealed,
     summarise,
 )
 from .storage.base import MissingKey, PreconditionFailed
@@ -244,8 +245,7 @@ class Publication:
         invocation = msgspec.structs.replace(invocation, run=run)
         place = RunPlace.of(run.run_id, run.began)
         self._claim(invocation, place)
-        body = msgspec.json.encode(Begun(FORMAT_VERSION, invocation))
-        self._put(place.begun(invocation.invocation_id), body)
+        self._put(place.begun(invocation.invocation_id), sealed(Begun(FORMAT_VERSION, invocation)))
         self.place = place
         return invocation
 
@@ -326,9 +326,7 @@ class Publication:
         commit = msgspec.structs.replace(commit, invocation=invocation, artifacts=artifacts)
         key = place.commit(ident)
         try:
-            self.archive.storage.write(
-                key, msgspec.json.format(msgspec.json.encode(commit), indent=1), if_absent=True
-            )
+            self.archive.storage.write(key, sealed(commit), if_absent=True)
         except PreconditionFailed:
             if self.archive.commit_of(place, ident).nonce != commit.nonce:
                 complete_listing(self.archive, place, ident)

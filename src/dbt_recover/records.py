@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import datetime
 from typing import TypeVar
 
@@ -49,6 +50,8 @@ class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
     """A retry's: how the whole run stands after it."""
     nonce: str = ""
     """Tells two writers of the same invocation apart."""
+    sha256: str = ""
+    """Of the record's own text without this line, see `sealed`."""
 
 
 class Begun(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,6 +59,8 @@ class Begun(msgspec.Struct, frozen=True, omit_defaults=True):
 
     version: int
     invocation: Invocation
+    sha256: str = ""
+    """As in Commit."""
 
 
 class Results(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -134,9 +139,23 @@ class _Head(msgspec.Struct):
     version: int = 0
 
 
+_SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"(?=\n}\Z)')
+
+
+def sealed(record: Commit | Begun) -> bytes:
+    """Its text, with its own hash as the last key: of the text as it is without that key."""
+    text = msgspec.json.format(msgspec.json.encode(record), indent=1)
+    digest = hashlib.sha256(text).hexdigest()
+    return text.removesuffix(b"\n}") + f',\n "sha256": "{digest}"\n}}'.encode()
+
+
 def decode_record(data: bytes, type_: type[_T], name: str) -> _T:
     """A record of the archive. DamagedError for one that is damaged or of a newer version: its
     head is looked at first, since a newer one may have any shape."""
+    if seal := _SEAL.search(data):
+        text = data[: seal.start()] + data[seal.end() :]
+        if hashlib.sha256(text).hexdigest() != seal[1].decode():
+            raise DamagedError(f"{name} is not what was written (sha256)")
     try:
         version = msgspec.json.decode(data, type=_Head).version
         if version > FORMAT_VERSION:

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from recover_dbt import NOT_FOUND, AirflowException, Context, ask, run_of
+from recover_airflow import AirflowException
+from recover_dbt import NOT_FOUND, Context, ask, run_of
 
 SLACK_CONN_ID = os.environ.get("DBT_RECOVER_SLACK_CONN_ID", "slack_data_alerts")
 SLACK_SECONDS = 10

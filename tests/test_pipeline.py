@@ -126,6 +126,16 @@ def test_a_declared_pipeline_is_completed(
     if version != "v2":
         assert set(laptop.plan()) == NODES - done
         assert laptop.calls == []
+    elif step == "run_staging":
+        # plan does not start dbt: it says what it does not know, and who will; nothing stops.
+        planned = laptop.recover("plan", "-o", "json").json
+        assert [w["code"] for w in planned["warnings"] if w["stops"]] == []
+        (note,) = [w["message"] for w in planned["warnings"] if w["code"] == "not_parsed"]
+        assert "step test_staging (`dbt test --select tag:staging`) never began" in note
+        assert "so for 3 more of its commands. retry asks dbt first" in note
+        assert f"dbt-recover plan {RUN} --ask-dbt" in note
+        assert set(laptop.plan("--ask-dbt")) == NODES - done
+        assert executed(laptop.calls) == []
     retried = laptop.recover("retry", "-o", "json")
     assert (retried.code, retried.json["outcome"]) == (0, "recovered"), retried
     assert executed(laptop.calls) == sorted(NODES - done)

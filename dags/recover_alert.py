@@ -90,7 +90,10 @@ def _alert(context: Context) -> dict[str, Any]:
             words.insert(3, f"--log-url={link}")
         ended = ask(words, context)
         if ended.code == 0 and ended.out.strip():
-            return dict(json.loads(ended.out))
+            message: dict[str, Any] = json.loads(ended.out)
+            also = {"type": "mrkdwn", "text": "Or in Airflow: trigger `dbt_repair`."}
+            message.setdefault("blocks", []).append({"type": "section", "text": also})
+            return message
         reason = ended.why
     except (AirflowException, ValueError) as error:
         reason = str(error)
@@ -113,7 +116,10 @@ def tell_slack(message: Mapping[str, Any]) -> bool:
         told = _within(SLACK_SECONDS * 2, lambda: hook.send_dict(dict(message)))
     except Exception as error:  # noqa: BLE001 - whatever Slack's library raises
         # Not the traceback: it can hold the webhook's address, which is a secret.
-        log.error("Slack was not told (%s). The message:\n%s", type(error).__name__, _text(message))  # noqa: TRY400
+        why = type(error).__name__
+        if why == "AirflowNotFoundException":
+            why = f"there is no Airflow connection {SLACK_CONN_ID}: docs/airflow.md"
+        log.error("Slack was not told (%s). The message:\n%s", why, _text(message))  # noqa: TRY400
         return False
     if not told:
         log.error("Slack did not answer in time. The message:\n%s", _text(message))

@@ -77,16 +77,19 @@ class Ended:
 
     @property
     def why(self) -> str:
-        """What it said last, as one text: its own words with what to do next, which is indented
-        below them; else the end of dbt's."""
+        """What it said last, as one text: which nodes dbt says have failed, its own words with what
+        to do next, which is indented below them; else the end of dbt's."""
         said = [_COLOURS.sub("", line).rstrip() for line in self.said]
-        told: list[str] = []
+        failed = [match[0] for line in said if (match := _FAILED.search(line))]
+        told = list(dict.fromkeys(failed))[:5]
         for line in said:
+            if line.startswith("dbt-recover: resuming"):
+                continue
             if line.startswith(("Error", "dbt-recover:", "error")):
                 told.append(line.removeprefix("dbt-recover: "))
             elif told and (line.startswith(("  ", "also: "))):
                 told.append(line)
-        return "\n".join(told[-10:] or said[-5:])
+        return "\n".join(told[:15] or said[-5:])
 
     def failure(self, what: str) -> AirflowException:
         """The exception for an exit code that is not 0. What another try cannot mend does not
@@ -96,6 +99,7 @@ class Ended:
         return made(f"{what}: {meaning} (exit code {self.code})\n{self.why}")
 
 
+_FAILED = re.compile(r"(Error|Failure) in [a-z_]+ \S+ \(.*\)$")
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
@@ -190,7 +194,7 @@ class Command:
             ended.code = 128 - ended.code
         ended.out = "".join(out)
         if not self._capture:
-            ended.said = [*(line.rstrip("\n") for line in out[-20:]), *ended.said]
+            ended.said = [*(line.rstrip("\n") for line in out[-200:]), *ended.said]
         return ended
 
     def stop(self) -> None:

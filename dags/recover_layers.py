@@ -83,6 +83,10 @@ class DbtStep(BaseOperator):
                 steps = [{"name": n, "command": ["dbt", *w]} for n, w in self.pipeline]
                 file.write_text(json.dumps(steps))
                 declared = [f"--pipeline={file}"]
+            # Cleared, perhaps after a repair: what that has built of this step is not built again,
+            # though the task itself never began.
+            if getattr(context["dag_run"], "clear_number", 0):
+                declared.append("--resume")
             log.info("dbt %s", " ".join(words))
             self._command = Command(["exec", *declared, "--", dbt(), *words], env)
             ended = self._command.wait()

@@ -178,6 +178,30 @@ def failure(run: str, ended: Ended) -> AirflowException:
     return ended.failure(f"repair of run {run}")
 
 
+def at_work(context: Context, run: str) -> str:
+    """Why a run of this Airflow must be left alone: its own tasks would run beside the retry, also
+    while none is at work, between two of them or before a next try. '' if nothing is known."""
+    dag_id, _, run_id = run.partition("/")
+    try:
+        task_instance = context["ti"]
+        if hasattr(task_instance, "get_dagrun_state"):
+            state = task_instance.get_dagrun_state(dag_id=dag_id, run_id=run_id)
+        else:  # Airflow 2
+            from airflow.models.dagrun import DagRun
+
+            state = next((found.state for found in DagRun.find(dag_id=dag_id, run_id=run_id)), "")
+    except Exception as error:  # noqa: BLE001 - a run of no Airflow, or of another one
+        log.debug("%s is no DAG run of this Airflow: %s", run, error)
+        return ""
+    state = str(getattr(state, "value", state))
+    if state not in ("queued", "running"):
+        return ""
+    return (
+        f"locked, nothing was run: Airflow's own DAG run {run_id} of {dag_id} is {state}. Wait until "
+        f"it has ended, or mark it as failed there (exit code {LOCKED})"
+    )
+
+
 class Retry(BaseOperator):
     """`dbt-recover retry` of one run. Returns its JSON; fails with what its exit code means."""
 
@@ -197,6 +221,8 @@ class Retry(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Retry, and say what came of it."""
+        if busy := at_work(context, self.run):
+            raise (AirflowSkipException if self.by_itself else AirflowFailException)(busy)
         try:
             done = self._retry(self.words)
         except AirflowSkipException:
@@ -223,8 +249,8 @@ class Retry(BaseOperator):
         if ended.code == 1 and failing:
             more = f"\nand {len(failing) - 5} more" if len(failing) > 5 else ""
             raise AirflowException(
-                f"run {self.run}: {len(failing)} nodes are still failing (exit code 1). Mend the "
-                "cause, then trigger dbt_repair again\n" + "\n".join(failing[:5]) + more
+                f"run {self.run}: {len(failing)} still failing (exit code 1). Mend the cause, then "
+                "trigger dbt_repair again\n" + "\n".join(failing[:5]) + more
             )
         if ended.code:
             raise failure(self.run, ended)

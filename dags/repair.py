@@ -10,7 +10,7 @@ import pendulum
 
 from recover_airflow import DAG, HAS_APPROVALS, AirflowFailException, ApprovalOperator, task
 from recover_dbt import PARSE_SECONDS, Context, ask, ask_json
-from recover_repair import PARAMS, Retry, checked, failure, options, refusal, tell_of
+from recover_repair import PARAMS, Retry, at_work, checked, failure, options, refusal, tell_of
 
 log = logging.getLogger("recover_dbt")
 
@@ -74,9 +74,12 @@ actions*, and rejects itself after a day. `retry` runs exactly that. No failed r
                 return {"run": None, "nodes": [], "text": "there is no failed run"}
             run = failed[0]["run_id"]
         made, text = planned(options(params), run)
+        busy = at_work(context, made["run"]["run_id"])
         log.info("%s", text)
         if not made["nodes"]:
             log.info("run %s is complete: nothing to do", made["run"]["run_id"])
+        if busy and not params["dry_run"]:
+            raise AirflowFailException(busy)
         stops = [f"{w['message']} ({w['flag']})" for w in made["warnings"] if w["stops"]]
         if stops and not params["dry_run"]:
             raise refusal(made["run"]["run_id"], "\nalso: ".join(stops))

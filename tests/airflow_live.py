@@ -77,6 +77,11 @@ class Airflow:
         state = self.state(dag, run)
         return state if state in ("success", "failed") else None
 
+    @property
+    def log(self) -> str:
+        """Of the scheduler; with LocalExecutor of the tasks, too."""
+        return self._scheduler_log.read_text(errors="replace")
+
     def states(self, dag: str, run: str) -> dict[str, str]:
         """Task -> its state."""
         return {name: t["state"] for name, t in self.tasks(dag, run).items()}
@@ -85,8 +90,7 @@ class Airflow:
         """Answer what a task asks; False while it has not asked yet, or its scheduler has not seen
         that it waits: to that a task which is answered and queued again looks like one that was
         lost, and is marked as failed. A person is never so quick."""
-        seen = f"TaskInstance Finished: dag_id={dag}, task_id={task}, run_id={run},"
-        if seen not in self._scheduler_log.read_text(errors="replace"):
+        if f"TaskInstance Finished: dag_id={dag}, task_id={task}, run_id={run}," not in self.log:
             return False
         path = f"/api/v2/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}/-1/hitlDetails"
         try:

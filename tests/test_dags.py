@@ -519,7 +519,7 @@ def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
     assert later.xcoms["find"] == []
     assert log.count("night/data: not retried: data") == 4
     said = [m["blocks"][0]["text"]["text"] for m in told.messages]
-    one_failed = "run night/lock: 1 nodes are still failing (exit code 1). Mend the cause, then "
+    one_failed = "run night/lock: 1 still failing (exit code 1). Mend the cause, then "
     assert said == [
         f"dbt_repair_scheduled: {text}"
         for text in (
@@ -671,6 +671,8 @@ def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None
     assert "non-zero exit" in json.dumps(plain)
     # What could not be sent is in the log, without the address.
     assert worker.log.count("Slack") >= 3
+    assert "there is no Airflow connection slack_data_alerts" in worker.log
+    assert "trigger `dbt_repair`" in text
     assert "int_contracts" in worker.log
     for each in (bad, stuck):
         assert each.messages
@@ -693,7 +695,7 @@ def _each_end_is_said(run: str, ended: list[tuple[str, Any]]) -> None:
     assert '(allow): ["drift"] (exit code 12)' in refused[1]
     assert "trigger dbt_repair again with run dag/earlier" in refused[1]
     assert failing[0] == may_pass
-    assert "1 nodes are still failing (exit code 1)" in failing[1]
+    assert "1 still failing (exit code 1)" in failing[1]
     assert "model.company.int_contracts (data): " in failing[1]
     assert unknown[0] == fails
     assert "no run 'dag/nosuch'" in unknown[1]

@@ -100,6 +100,7 @@ def plan_run(
     if not plan.nodes:
         return replace(plan, warnings=(*plan.warnings, *_unknown_scope(run, options, preview)))
     around = [
+        *_at_work(run),
         *_unknown_scope(run, options, preview),
         *_surroundings(run, plan, options, project),
         *_unknown_settings(run, plan, options),
@@ -313,6 +314,17 @@ def _unknown_settings(run: LoadedRun, plan: Plan, options: Options) -> list[Plan
                 )
             ]
     return []
+
+
+def _at_work(run: LoadedRun) -> list[PlanWarning]:
+    return [
+        PlanWarning(
+            "at_work",
+            f"the run is still at work (dbt {i.command}, process {i.pid} on {i.host}): this is what "
+            "would be left if it ended now, and retry does nothing until it has",
+        )
+        for i in run.running[:1]
+    ]
 
 
 def _unknown_scope(run: LoadedRun, options: Options, preview: bool) -> list[PlanWarning]:

@@ -99,9 +99,10 @@ def _alert(context: Context) -> dict[str, Any]:
         reason = str(error)
     # dbt never began (a sensor gave up, no archive): Airflow's own words then.
     log.info("dbt-recover has nothing to tell of this run: %s", reason)
+    said = str(context.get("exception")).strip() or "it does not say why"
     text = (
         f":red_circle: *{task_instance.dag_id}*: task `{task_instance.task_id}` failed, run "
-        f"`{task_instance.run_id}`\n{str(context.get('exception'))[:500]}"
+        f"`{task_instance.run_id}`\n{said.splitlines()[0][:500]}"
     )
     return {"text": f"{text}\n<{link}|Log>" if link else text}
 

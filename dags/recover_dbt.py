@@ -80,8 +80,9 @@ class Ended:
         """What it said last, as one text: which nodes dbt says have failed, its own words with what
         to do next, which is indented below them; else the end of dbt's."""
         said = [_COLOURS.sub("", line).rstrip() for line in self.said]
-        failed = [match[0] for line in said if (match := _FAILED.search(line))]
-        told = list(dict.fromkeys(failed))[:5]
+        # Not dbt's message: it can quote a row, and this text can end in an alert.
+        failed = {match[1]: match[0] for line in said if (match := _FAILED.search(line))}
+        told: list[str] = []
         for line in said:
             if line.startswith("dbt-recover: resuming"):
                 continue
@@ -89,7 +90,7 @@ class Ended:
                 told.append(line.removeprefix("dbt-recover: "))
             elif told and (line.startswith(("  ", "also: "))):
                 told.append(line)
-        return "\n".join(told[:15] or said[-5:])
+        return "\n".join([*list(failed.values())[:5], *told[-10:]] or said[-5:])
 
     def failure(self, what: str) -> AirflowException:
         """The exception for an exit code that is not 0. What another try cannot mend does not
@@ -99,7 +100,7 @@ class Ended:
         return made(f"{what}: {meaning} (exit code {self.code})\n{self.why}")
 
 
-_FAILED = re.compile(r"(Error|Failure) in [a-z_]+ \S+ \(.*\)$")
+_FAILED = re.compile(r"(?:Error|Failure) in [a-z_]+ (\S+) \(.*\)$")
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 

@@ -28,6 +28,7 @@ from airflows import (
     slack,
 )
 from dbt_recover.archive import Archive
+from dbt_recover.cli import retry
 from dbt_recover.lease import Lease
 from dbt_recover.naming import resolve
 from dbt_recover.storage.local import LocalStorage
@@ -253,6 +254,10 @@ def _repair_explains_itself(dag: Any, version: str) -> None:
         assert param["description"], name
         assert param["examples"], name
         assert param["type"], name
+    # What a refusal asks for can be given in the form.
+    flags = {option for param in retry.params for option in param.opts}
+    allowed = {flag.removeprefix("--allow-") for flag in flags if flag.startswith("--allow-")}
+    assert set(dag["params"]["allow"]["items"]["enum"]) == allowed
     tasks = dag["tasks"]
     # A second try of `approve` asks again, of `summary` tells again: neither runs anything.
     asks = {"approve", "summary"} & set(tasks)
@@ -409,6 +414,11 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
             ),
         )
     assert (failed.state, failed.tasks["dbt_run_intermediate"]) == ("failed", "failed"), made.log
+    assert re.search(
+        r"step dbt_run_intermediate: nodes are failing \(exit code 1\)(\\n|\n)Error in model "
+        r"int_contracts \([\w/.]+\)(\\n|\n)recorded as run",
+        made.log,
+    ), "the exception names what failed, and no value of a row"
     assert failed.tasks["dbt_test_marts"] == "upstream_failed"
     assert failed.tasks["summary"] == "success"
     totals = failed.xcoms["summary"]

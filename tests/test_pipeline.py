@@ -212,6 +212,10 @@ def test_tasks_of_a_dag_run_are_steps_and_their_next_tries_resume(
     ran, calls = on_a_worker("run_staging", 3)
     assert (ran.code, calls) == (0, []), ran
     assert "complete" in ran.err
+    # A mapped task's other instance has the same name, and is another command.
+    mapped = airflow(here.elsewhere(tmp_path / "mapped"), "run_staging", 2)
+    ran = mapped.recover("exec", "--", "dbt", "run", "--select", "side")
+    assert (ran.code, executed(mapped.calls)) == (0, [SIDE]), ran
     # The first try of the next task is not a resumption.
     ran, calls = on_a_worker("test_staging", 1)
     assert (ran.code, executed(calls)) == (0, [STG_ID]), ran

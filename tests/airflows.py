@@ -239,6 +239,11 @@ def a_run(
     return {"dag_id": dag, "conf": conf, "day": day, "skip": skip, "due": due}
 
 
+def a_state(dag: str, state: str) -> dict[str, Any]:
+    """For `dag_tests`: its latest run is in this state by now."""
+    return {"of": dag, "state": state}
+
+
 def company(home: Path, version: str = "3.3", **environ: str) -> Company:
     """Raw data of DAY that int_contracts cannot cast, complete by the morning after."""
     dbt_of("1.11")
@@ -348,6 +353,7 @@ try:
 except ImportError:
     from airflow.models import DagBag
 from airflow.utils.session import create_session
+from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
 assert not bag.import_errors, bag.import_errors
@@ -382,6 +388,10 @@ for step in json.loads(steps):
     if "file" in step:
         with open(step["file"], "w") as file:
             file.write(step["text"])
+    elif "state" in step:
+        with create_session() as session:
+            runs = session.query(DagRun).filter_by(dag_id=step["of"]).order_by(DagRun.id.desc())
+            runs.first().state = step["state"]
     elif "process" in step:
         os.kill(step["process"], signal.SIGKILL)
     else:

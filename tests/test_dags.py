@@ -22,6 +22,7 @@ from airflows import (
     VERSIONS,
     Company,
     a_run,
+    a_state,
     company,
     demo_company,
     python_of,
@@ -454,13 +455,18 @@ def test_a_failed_pipeline_is_repaired_on_airflow_2(tmp_path: Path) -> None:
     """No approvals there: a dry run is the default, and a second trigger executes."""
     made = company(tmp_path / "c", "2.11")
     made.migrate()
-    failed, dry, repaired = made.dag_tests(
+    failed, early, dry, repaired = made.dag_tests(
         a_run("analytics_dbt_pipeline", skip="wait_.*"),
+        a_state("analytics_dbt_pipeline", "running"),
+        a_run("dbt_repair", conf={"run": "latest-failed", "dry_run": False}, day=""),
+        a_state("analytics_dbt_pipeline", "failed"),
         MEND,
         a_run("dbt_repair", conf={"run": "latest-failed"}, day=""),
         a_run("dbt_repair", conf={"run": "latest-failed", "dry_run": False}, day=""),
     )
     assert (failed.state, failed.tasks["summary"]) == ("failed", "success"), made.log[-3000:]
+    assert (early.state, early.tasks["retry"]) == ("failed", "upstream_failed")
+    assert "of analytics_dbt_pipeline is running. Wait until it has ended" in made.log
     assert (dry.state, dry.tasks["retry"]) == ("success", "skipped")
     assert (repaired.state, repaired.xcoms["retry"]["outcome"]) == ("success", "recovered")
     assert made.here.tables() == made.clean()

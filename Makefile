@@ -43,6 +43,12 @@ install = if [ -x $(UV) ]; then \
 	  $(UV) pip install --quiet --compile-bytecode --python $(1)/bin/python $(2); \
 	else $(1)/bin/python -m pip install --quiet $(2); fi
 
+# In a worktree .venv and .venvs may be links to those of another checkout: what they lead to is not
+# cleared from here, where it would be gone for whoever works there.
+own = if [ -L $(1) ]; then \
+	  echo "$(1) is a link to $$(readlink $(1)), which make does not make anew from here." >&2; \
+	  echo "Run make there, or remove the link to have an environment of its own." >&2; exit 1; fi
+
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,8 +73,9 @@ lint: install ## ruff: rules and format
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 
-types: install ## mypy, strict
+types: install .venvs/airflow ## mypy, strict; the DAGs against Airflow 3's own types
 	@.venv/bin/mypy
+	@MYPYPATH=dags .venv/bin/mypy --python-executable .venvs/airflow/bin/python --cache-dir .mypy_cache/dags dags
 
 format: install ## mend what ruff can mend
 	@.venv/bin/ruff check --fix .
@@ -90,6 +97,7 @@ $(MATRIX:%=.venvs/dbt-%) $(AIRFLOWS) .venvs/warehouses: %: %/.installed
 	@test -n "$(PYTHON)" || { \
 	  echo "dbt-recover needs Python 3.10 or newer, and python3 here is: $$(python3 --version 2>&1)." >&2; \
 	  echo "Install Python 3.11, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(call own,.venv)
 	@echo "==> .venv: creating it with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear .venv || { \
 	  echo "$(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)." >&2; exit 1; }
@@ -108,6 +116,8 @@ $(MATRIX:%=.venvs/dbt-%) $(AIRFLOWS) .venvs/warehouses: %: %/.installed
 	@touch $@
 
 $(MATRIX:%=.venvs/dbt-%/.installed) $(AIRFLOWS:%=%/.installed) .venvs/warehouses/.installed: .venvs/%/.installed: requirements/%.txt .venv/.bootstrapped
+	@$(call own,.venvs)
+	@$(call own,.venvs/$*)
 	@echo "==> .venvs/$*: $<"
 	@if [ -x $(UV) ]; then $(UV) venv --quiet --clear --python .venv/bin/python .venvs/$*; \
 	  else .venv/bin/python -m venv --clear .venvs/$*; fi

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pendulum
 
+from recover_airflow import DAG, CronDataIntervalTimetable, SqlSensor, task
 from recover_alert import alert_on_failure, summarise, summary_text, tell_slack
-from recover_dbt import RETRY_DELAY, Layer, build_layers, data_day, is_sunday
-
-try:  # Airflow 3
-    from airflow.sdk import DAG, task
-    from airflow.timetables.interval import CronDataIntervalTimetable
-except ImportError:  # Airflow 2
-    from airflow.decorators import task
-    from airflow.models.dag import DAG
-    from airflow.timetables.interval import CronDataIntervalTimetable
-
-from airflow.providers.common.sql.sensors.sql import SqlSensor
+from recover_dbt import data_day, is_sunday
+from recover_layers import RETRY_DELAY, Layer, build_layers
 
 LAYERS = (
     Layer("staging", full_refresh=is_sunday),
@@ -26,7 +19,7 @@ LAYERS = (
 )
 
 CONN_ID = os.environ.get("DBT_RECOVER_SENSOR_CONN_ID", "snowflake_default")
-WAITING = {
+WAITING: dict[str, Any] = {
     "conn_id": CONN_ID,
     "mode": "reschedule",  # the worker is free between two looks
     "poke_interval": 300,
@@ -81,7 +74,7 @@ A layer is one line in `LAYERS`.
     )
 
     @task(retries=1)
-    def summary(**context):
+    def summary(**context: Any) -> dict[str, Any]:
         """Totals of the run, whether it succeeded or not."""
         totals = summarise(context)
         text = summary_text(totals)

@@ -5,35 +5,32 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pendulum
 
+from recover_airflow import DAG, CronDataIntervalTimetable, TaskGroup
 from recover_alert import alert_on_failure
-from recover_dbt import RUN_TASK, DbtStep, data_day
-
-try:  # Airflow 3
-    from airflow.sdk import DAG, TaskGroup
-except ImportError:  # Airflow 2
-    from airflow.models.dag import DAG
-    from airflow.utils.task_group import TaskGroup
-
-from airflow.timetables.interval import CronDataIntervalTimetable
+from recover_dbt import data_day
+from recover_layers import RUN_TASK, DbtStep
 
 GRAPH_FILE = Path(os.environ.get("DBT_RECOVER_GRAPH_FILE", "/opt/dbt/graph.json"))
 
 
-def read_graph(path):
+def read_graph(path: Path) -> list[dict[str, Any]]:
     """The nodes that `dbt-recover graph` wrote; none if it has not written yet."""
     if not path.exists():
         return []
     document = json.loads(path.read_text("utf-8"))
     if document.get("version") != 1:
         raise ValueError(f"{path}: version {document.get('version')}; this DAG reads version 1")
-    return document["nodes"]
+    nodes: list[dict[str, Any]] = document["nodes"]
+    return nodes
 
 
-def build_tasks(nodes):
+def build_tasks(nodes: Sequence[dict[str, Any]]) -> dict[str, DbtStep]:
     """Tasks in groups by folder, wired as the models are."""
     words = {
         n["task"]: ["build", "--indirect-selection=empty", "--select", *n["select"]] for n in nodes
@@ -41,7 +38,7 @@ def build_tasks(nodes):
     # Only a first task says what is to come: some task without parents always begins first.
     pipeline = list(words.items())
     groups: dict[str, TaskGroup] = {}
-    tasks = {}
+    tasks: dict[str, DbtStep] = {}
     for node in nodes:
         folder = node["folder"]
         if folder not in groups:

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from recover_dbt import NOT_FOUND, AirflowException, Context, ask, run_of
+from recover_airflow import AirflowException
+from recover_dbt import NOT_FOUND, Context, ask, run_of
 
 SLACK_CONN_ID = os.environ.get("DBT_RECOVER_SLACK_CONN_ID", "slack_data_alerts")
 SLACK_SECONDS = 10
@@ -89,15 +90,19 @@ def _alert(context: Context) -> dict[str, Any]:
             words.insert(3, f"--log-url={link}")
         ended = ask(words, context)
         if ended.code == 0 and ended.out.strip():
-            return dict(json.loads(ended.out))
+            message: dict[str, Any] = json.loads(ended.out)
+            also = {"type": "mrkdwn", "text": "Or in Airflow: trigger `dbt_repair`."}
+            message.setdefault("blocks", []).append({"type": "section", "text": also})
+            return message
         reason = ended.why
     except (AirflowException, ValueError) as error:
         reason = str(error)
     # dbt never began (a sensor gave up, no archive): Airflow's own words then.
     log.info("dbt-recover has nothing to tell of this run: %s", reason)
+    said = str(context.get("exception")).strip() or "it does not say why"
     text = (
         f":red_circle: *{task_instance.dag_id}*: task `{task_instance.task_id}` failed, run "
-        f"`{task_instance.run_id}`\n{str(context.get('exception'))[:500]}"
+        f"`{task_instance.run_id}`\n{said.splitlines()[0][:500]}"
     )
     return {"text": f"{text}\n<{link}|Log>" if link else text}
 
@@ -112,7 +117,10 @@ def tell_slack(message: Mapping[str, Any]) -> bool:
         told = _within(SLACK_SECONDS * 2, lambda: hook.send_dict(dict(message)))
     except Exception as error:  # noqa: BLE001 - whatever Slack's library raises
         # Not the traceback: it can hold the webhook's address, which is a secret.
-        log.error("Slack was not told (%s). The message:\n%s", type(error).__name__, _text(message))  # noqa: TRY400
+        why = type(error).__name__
+        if why == "AirflowNotFoundException":
+            why = f"there is no Airflow connection {SLACK_CONN_ID}: docs/airflow.md"
+        log.error("Slack was not told (%s). The message:\n%s", why, _text(message))  # noqa: TRY400
         return False
     if not told:
         log.error("Slack did not answer in time. The message:\n%s", _text(message))

@@ -1,5 +1,5 @@
-"""What the DAGs beside this file share: the command line called from a task, and the layers of a
-pipeline as data. recover_alert.py has what tells people.
+"""What the DAGs beside this file share: dbt-recover called from a task, and what its exit codes
+mean. recover_layers.py has the steps of a pipeline, recover_alert.py what tells people.
 
 Imports Airflow and the standard library only. dbt and dbt-recover live in an environment of their
 own, found through the worker's environment:
@@ -24,29 +24,26 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-try:  # Airflow 3
-    from airflow.sdk import BaseOperator
-    from airflow.sdk.exceptions import AirflowException, AirflowFailException
-except ImportError:  # Airflow 2
-    from airflow.exceptions import AirflowException, AirflowFailException
-    from airflow.models.baseoperator import BaseOperator
+from recover_airflow import AirflowException, AirflowFailException
 
 Context = Mapping[str, Any]
 POOL = os.environ.get("DBT_RECOVER_POOL", "default_pool")
-RETRY_DELAY = timedelta(seconds=float(os.environ.get("DBT_RECOVER_RETRY_SECONDS", "300")))
 ASK_SECONDS = 300
 """How long a command may take that only reads the archive."""
+PARSE_SECONDS = 1800
+"""And one that may have to let dbt parse the project."""
 _STOP_SECONDS = 40
 """dbt-recover leaves within 30 s of SIGTERM, its record kept."""
 
@@ -80,9 +77,20 @@ class Ended:
 
     @property
     def why(self) -> str:
-        """What it said last, as one text."""
-        told = [line for line in self.said if line.startswith(("Error", "dbt-recover:", "error"))]
-        return "\n".join(told[-5:] or self.said[-5:])
+        """What it said last, as one text: which nodes dbt says have failed, its own words with what
+        to do next, which is indented below them; else the end of dbt's."""
+        said = [_COLOURS.sub("", line).rstrip() for line in self.said]
+        # Not dbt's message: it can quote a row, and this text can end in an alert.
+        failed = {match[1]: match[0] for line in said if (match := _FAILED.search(line))}
+        told: list[str] = []
+        for line in said:
+            if line.startswith("dbt-recover: resuming"):
+                continue
+            if line.startswith(("Error", "dbt-recover:", "error")):
+                told.append(line.removeprefix("dbt-recover: "))
+            elif told and (line.startswith(("  ", "also: "))):
+                told.append(line)
+        return "\n".join([*list(failed.values())[:5], *told[-10:]] or said[-5:])
 
     def failure(self, what: str) -> AirflowException:
         """The exception for an exit code that is not 0. What another try cannot mend does not
@@ -90,6 +98,10 @@ class Ended:
         meaning = MEANINGS.get(self.code, f"exit code {self.code}")
         made = AirflowFailException if self.code in (REFUSED, NOT_FOUND, 13) else AirflowException
         return made(f"{what}: {meaning} (exit code {self.code})\n{self.why}")
+
+
+_FAILED = re.compile(r"(?:Error|Failure) in [a-z_]+ (\S+) \(.*\)$")
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 # ---- a command ---------------------------------------------------------------------------------
@@ -145,10 +157,17 @@ class Command:
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
         except OSError as error:
-            raise AirflowFailException(
-                f"{executable()} cannot be started: {error.strerror}. Set DBT_RECOVER_BIN to "
-                "dbt-recover's path on this worker, and DBT_PROJECT_DIR to the dbt project's"
-            ) from error
+            project = env.get("DBT_PROJECT_DIR")
+            if project and not Path(project).is_dir():
+                wrong = (
+                    f"there is no directory {project} here. Set DBT_PROJECT_DIR to the dbt project"
+                )
+            else:
+                wrong = (
+                    f"{executable()} cannot be started ({error.strerror}). Set DBT_RECOVER_BIN to "
+                    "the dbt-recover"
+                )
+            raise AirflowFailException(f"{wrong} on this worker, {socket.gethostname()}") from error
 
     def wait(self, seconds: float | None = None) -> Ended:
         """Until it ends; it is stopped if this is interrupted, or lasts longer."""
@@ -176,7 +195,7 @@ class Command:
             ended.code = 128 - ended.code
         ended.out = "".join(out)
         if not self._capture:
-            ended.said = [*(line.rstrip("\n") for line in out[-20:]), *ended.said]
+            ended.said = [*(line.rstrip("\n") for line in out[-200:]), *ended.said]
         return ended
 
     def stop(self) -> None:
@@ -208,14 +227,18 @@ def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def ask(words: Sequence[str], context: Context | None = None) -> Ended:
+def ask(
+    words: Sequence[str], context: Context | None = None, *, seconds: float = ASK_SECONDS
+) -> Ended:
     """A command that reads the archive and ends soon; its stdout is kept."""
-    return Command(words, environment(context), capture=True).wait(ASK_SECONDS)
+    return Command(words, environment(context), capture=True).wait(seconds)
 
 
-def ask_json(words: Sequence[str], context: Context | None = None) -> Any:
+def ask_json(
+    words: Sequence[str], context: Context | None = None, *, seconds: float = ASK_SECONDS
+) -> Any:
     """The same, of a command with `-o json`. Raises for any exit code but 0."""
-    ended = ask(words, context)
+    ended = ask(words, context, seconds=seconds)
     if ended.code:
         raise ended.failure(f"dbt-recover {words[0]}")
     return json.loads(ended.out)
@@ -241,151 +264,3 @@ def data_day(dag_run: Any) -> str:
 def is_sunday(dag_run: Any) -> bool:
     """Whether the day a DAG run is about is a Sunday."""
     return date.fromisoformat(data_day(dag_run)).weekday() == 6
-
-
-# ---- steps -------------------------------------------------------------------------------------
-
-RUN_TASK = {
-    "retries": 2,
-    "retry_delay": RETRY_DELAY,
-    "retry_exponential_backoff": True,
-    "execution_timeout": timedelta(hours=2),
-}
-"""Of tasks that build: time mends what a warehouse refuses now."""
-TEST_TASK = {
-    "retries": 1,
-    "retry_delay": min(RETRY_DELAY, timedelta(minutes=2)),
-    "retry_exponential_backoff": False,
-    "execution_timeout": timedelta(minutes=30),
-}
-"""Of tasks that test: a failed test is mostly the data's, and another try delays the alert."""
-
-
-class DbtStep(BaseOperator):
-    """One dbt command, as a step of the run that this DAG run is.
-
-    `words`: the dbt command and its arguments, without `dbt`. A task's own next try runs only what
-    the one before left undone. `variables`: dbt's vars, with templates. `pipeline`: all steps of
-    the run as (task id, words), so that a retry can go on with those that never began.
-    """
-
-    template_fields: Sequence[str] = ("words", "variables")
-    ui_color = "#ffe3d3"
-
-    def __init__(
-        self,
-        *,
-        words: Sequence[str],
-        variables: Mapping[str, str] | None = None,
-        full_refresh: Callable[[Any], bool] | None = None,
-        pipeline: Sequence[tuple[str, Sequence[str]]] = (),
-        own_target: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """`full_refresh`: asked with the DAG run. `own_target`: this task runs beside another dbt,
-        so it writes into a target directory of its own."""
-        super().__init__(**{"pool": POOL, **kwargs})
-        self.words = list(words)
-        self.variables = dict(variables or {})
-        self.full_refresh = full_refresh
-        self.pipeline = pipeline
-        self.own_target = own_target
-        self._command: Command | None = None
-
-    def execute(self, context: Context) -> None:
-        """Run it. Raises what its exit code means."""
-        words = list(self.words)
-        if self.full_refresh is not None and self.full_refresh(context["dag_run"]):
-            words.append("--full-refresh")
-        if self.variables:
-            words.append(f"--vars={json.dumps(self.variables)}")
-        env = environment(context)
-        if self.own_target:
-            env["DBT_TARGET_PATH"] = f"target/{self.task_id}"
-        with tempfile.TemporaryDirectory(prefix="dbt-steps-") as room:
-            declared = []
-            if self.pipeline:
-                file = Path(room, "pipeline.json")
-                steps = [{"name": n, "command": ["dbt", *w]} for n, w in self.pipeline]
-                file.write_text(json.dumps(steps))
-                declared = [f"--pipeline={file}"]
-            log.info("dbt %s", " ".join(words))
-            self._command = Command(["exec", *declared, "--", dbt(), *words], env)
-            ended = self._command.wait()
-        if ended.code:
-            raise ended.failure(f"dbt {words[0]}, step {self.task_id}")
-
-    def on_kill(self) -> None:
-        """dbt cancels its queries, and what it has done is recorded."""
-        if self._command is not None:
-            self._command.stop()
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One line of a pipeline: run its groups at once, then test them."""
-
-    name: str
-    groups: Mapping[str, str] | None = None
-    """Task -> dbt selection; None is one group with the tag of the layer's name."""
-    tested: bool = True
-    full_refresh: Callable[[Any], bool] | None = None
-    """When to rebuild incremental models from nothing."""
-
-    @property
-    def selections(self) -> Mapping[str, str]:
-        """Task -> dbt selection."""
-        return self.groups if self.groups is not None else {self.name: f"tag:{self.name}"}
-
-    def steps(self) -> tuple[list[tuple[str, list[str]]], list[tuple[str, list[str]]]]:
-        """Its runs and its tests, as (task id, dbt command)."""
-        runs = [
-            (f"dbt_run_{group}", ["run", "--select", selection])
-            for group, selection in self.selections.items()
-        ]
-        # Not dbt's default, which adds each test that touches the layer: one that also reads a
-        # model of a later layer fails before that is built. It runs in the later layer's tests.
-        chosen = ["--indirect-selection=buildable", "--select", *self.selections.values()]
-        tests = [(f"dbt_test_{self.name}", ["test", *chosen])]
-        return runs, tests if self.tested else []
-
-
-def build_layers(layers: Sequence[Layer]) -> tuple[list[DbtStep], list[DbtStep]]:
-    """The tasks of the layers, one layer after another, in the DAG at hand. Returns the first and
-    the last ones."""
-    variables = {"run_date": "{{ data_day(dag_run) }}"}
-    pipeline = [step for layer in layers for part in layer.steps() for step in part]
-    stages: list[list[DbtStep]] = []
-    for layer in layers:
-        runs, tests = layer.steps()
-        stages.append(
-            [
-                DbtStep(
-                    task_id=task_id,
-                    words=words,
-                    variables=variables,
-                    full_refresh=layer.full_refresh,
-                    pipeline=pipeline,
-                    own_target=len(runs) > 1,
-                    **RUN_TASK,
-                )
-                for task_id, words in runs
-            ]
-        )
-        if tests:
-            ((task_id, words),) = tests
-            stages.append(
-                [
-                    DbtStep(
-                        task_id=task_id,
-                        words=words,
-                        variables=variables,
-                        pipeline=pipeline,
-                        **TEST_TASK,
-                    )
-                ]
-            )
-    for number, after in enumerate(stages[1:]):
-        for before in stages[number]:
-            before.set_downstream(after)
-    return stages[0], stages[-1]

@@ -5,20 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+from typing import Any
 
 import pendulum
 
+from recover_airflow import DAG, CronDataIntervalTimetable, SqlSensor, task
 from recover_alert import summarise
-from recover_dbt import Layer, ask, build_layers, data_day, is_sunday, run_of
-
-try:  # Airflow 3
-    from airflow.sdk import DAG, task
-except ImportError:  # Airflow 2
-    from airflow.decorators import task
-    from airflow.models.dag import DAG
-
-from airflow.providers.common.sql.sensors.sql import SqlSensor
-from airflow.timetables.interval import CronDataIntervalTimetable
+from recover_dbt import Context, ask, data_day, is_sunday, run_of
+from recover_layers import Layer, build_layers
 
 LAYERS = (
     Layer("staging", full_refresh=is_sunday),
@@ -27,12 +21,12 @@ LAYERS = (
 )
 
 
-def at_least_100(rows):
+def at_least_100(rows: int) -> bool:
     """What the sensor waits for."""
     return rows >= 100
 
 
-def log_failure(context):
+def log_failure(context: Context) -> None:
     """on_failure_callback: one line of JSON in the log that an alerting system can pick up."""
     try:
         instance = context["ti"]
@@ -90,7 +84,7 @@ reads its database.
     )
 
     @task
-    def parse_dbt_run_results(**context):
+    def parse_dbt_run_results(**context: Any) -> dict[str, Any]:
         """Total, successes, errors and the slowest model, printed and returned."""
         totals = summarise(context)
         models = [name for name, _ in totals["slowest"] if name.startswith("model.")]

@@ -178,10 +178,16 @@ class Company:
         )
         assert done.returncode == 0, done.stderr[-3000:]
 
-    def dag_tests(self, *steps: Mapping[str, Any] | str) -> list[Ran]:
-        """`dag.test()` one after another, each made by `a_run`; MEND mends the model between."""
+    def dag_tests(self, *steps: Mapping[str, Any] | str | int) -> list[Ran]:
+        """`dag.test()` one after another, each made by `a_run`; between them MEND mends the model,
+        and a number is that of a process to end."""
         file = str(self.here.root / BROKEN)
-        listed = [{"text": s, "file": file} if isinstance(s, str) else s for s in steps]
+        listed: list[Mapping[str, Any]] = []
+        for step in steps:
+            if isinstance(step, str):
+                listed.append({"text": step, "file": file})
+            else:
+                listed.append({"process": step} if isinstance(step, int) else step)
         made = self.python(_DAG_TEST, json.dumps(listed), timeout=280)
         return [Ran(m["state"], m["tasks"], m["xcoms"]) for m in made]
 
@@ -225,9 +231,17 @@ class Ran:
     xcoms: Mapping[str, Any]
 
 
-def a_run(dag: str, *, conf: object = None, day: str = DAY, skip: str = "") -> dict[str, Any]:
-    """For `dag_tests`. `skip`: tasks to mark as successful; `day`: of its logical date."""
-    return {"dag_id": dag, "conf": conf, "day": day, "skip": skip}
+def a_run(
+    dag: str, *, conf: object = None, day: str = DAY, skip: str = "", due: str = ""
+) -> dict[str, Any]:
+    """For `dag_tests`. `skip`: tasks to mark as successful; `day`: of its logical date; `due`: when
+    it was to run (Airflow 3), if not now."""
+    return {"dag_id": dag, "conf": conf, "day": day, "skip": skip, "due": due}
+
+
+def a_state(dag: str, state: str) -> dict[str, Any]:
+    """For `dag_tests`: its latest run is in this state by now."""
+    return {"of": dag, "state": state}
 
 
 def company(home: Path, version: str = "3.3", **environ: str) -> Company:
@@ -331,7 +345,7 @@ BROKEN = "models/intermediate/int_contracts.sql"
 MEND = _PROJECT[BROKEN].replace("cast(amount", "cast(replace(amount, ',', '')")
 
 _DAG_TEST = """
-import inspect, json, sys, os
+import inspect, json, os, signal, sys
 from datetime import datetime
 answer, steps = sys.argv[1:]
 try:
@@ -339,11 +353,12 @@ try:
 except ImportError:
     from airflow.models import DagBag
 from airflow.utils.session import create_session
+from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
 assert not bag.import_errors, bag.import_errors
 
-def once(dag_id, conf, day, skip):
+def once(dag_id, conf, day, skip, due):
     dag = bag.dags[dag_id]
     for task in dag.tasks:
         task.retries = 0
@@ -354,6 +369,8 @@ def once(dag_id, conf, day, skip):
         known = inspect.signature(dag.test).parameters
         name = "logical_date" if "logical_date" in known else "execution_date"  # Airflow 2
         options[name] = datetime.fromisoformat(day + "T06:00:00+00:00")
+    if due:
+        options["run_after"] = datetime.fromisoformat(due)
     try:
         run = dag.test(**options)
     except Exception as error:
@@ -363,8 +380,7 @@ def once(dag_id, conf, day, skip):
         for ti in session.query(TaskInstance).filter_by(dag_id=dag_id, run_id=run.run_id):
             name = ti.task_id + (f"[{ti.map_index}]" if ti.map_index >= 0 else "")
             found["tasks"][name] = str(getattr(ti.state, "value", ti.state))
-            if ti.map_index < 0:
-                found["xcoms"][ti.task_id] = ti.xcom_pull(task_ids=ti.task_id)
+            found["xcoms"][name] = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index)
     return found
 
 made = []
@@ -372,6 +388,12 @@ for step in json.loads(steps):
     if "file" in step:
         with open(step["file"], "w") as file:
             file.write(step["text"])
+    elif "state" in step:
+        with create_session() as session:
+            runs = session.query(DagRun).filter_by(dag_id=step["of"]).order_by(DagRun.id.desc())
+            runs.first().state = step["state"]
+    elif "process" in step:
+        os.kill(step["process"], signal.SIGKILL)
     else:
         made.append(once(**step))
 with open(answer, "w") as file:

@@ -117,7 +117,7 @@ def cluster(
         ([name], common) for name in ("api-server", "scheduler", "dag-processor", "triggerer")
     ]
     with processes(made, [*others, *workers]) as started:
-        airflow = Airflow(port)
+        airflow = Airflow(port, made.home / "scheduler-1.log")
         parts = ("metadatabase", "scheduler", "dag_processor")
         until(lambda: airflow.ready(*parts), f"Airflow answers: logs in {made.home}")
         yield airflow, started[-2:]
@@ -152,7 +152,8 @@ def test_a_lost_worker(tmp_path: Path) -> None:
                 made.mend()
                 repair = airflow.trigger(REPAIR, {"run": "latest-failed", "dry_run": False})
                 until(lambda: airflow.answer(REPAIR, repair, "approve", "Approve"), "approval")
-                assert until(lambda: airflow.ended(REPAIR, repair), "the repair ends") == "success"
+                ended = until(lambda: airflow.ended(REPAIR, repair), "the repair ends")
+                assert ended == "success", airflow.states(REPAIR, repair)
                 assert airflow.xcom(REPAIR, repair, "retry")["outcome"] == "recovered"
     except ServerUnavailable as reason:
         pytest.skip(str(reason))

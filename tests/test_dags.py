@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,18 @@ from airflows import (
     VERSIONS,
     Company,
     a_run,
+    a_state,
     company,
     demo_company,
     python_of,
     slack,
 )
+from dbt_recover.archive import Archive
+from dbt_recover.cli import retry
+from dbt_recover.lease import Lease
+from dbt_recover.naming import resolve
+from dbt_recover.storage.local import LocalStorage
+from test_insist import lock
 
 slow = pytest.mark.slow
 FILES = sorted(DAGS.glob("*.py"))
@@ -83,13 +91,14 @@ for dag in bag.dags.values():
             for t in dag.tasks
         },
     }
-import repair
+import recover_repair
 refused = {}
 for name, value in json.loads(hostile):
-    params = {k: p.value for k, p in repair.PARAMS.items()}
+    params = {k: p.value for k, p in recover_repair.PARAMS.items()}
     params[name] = value
     try:
-        refused[json.dumps([name, value])] = ["passed", repair.options(repair.checked(params))]
+        options = recover_repair.options(recover_repair.checked(params))
+        refused[json.dumps([name, value])] = ["passed", options]
     except Exception as error:
         refused[json.dumps([name, value])] = [type(error).__name__, str(error)]
 json.dump({"errors": bag.import_errors, "warnings": ours, "dags": dags, "refused": refused},
@@ -246,8 +255,15 @@ def _repair_explains_itself(dag: Any, version: str) -> None:
         assert param["description"], name
         assert param["examples"], name
         assert param["type"], name
+    # What a refusal asks for can be given in the form.
+    flags = {option for param in retry.params for option in param.opts}
+    allowed = {flag.removeprefix("--allow-") for flag in flags if flag.startswith("--allow-")}
+    assert set(dag["params"]["allow"]["items"]["enum"]) == allowed
     tasks = dag["tasks"]
-    assert {t["retries"] for k, t in tasks.items() if k != "summary"} == {0}
+    # A second try of `approve` asks again, of `summary` tells again: neither runs anything.
+    asks = {"approve", "summary"} & set(tasks)
+    assert {t["retries"] for k, t in tasks.items() if k not in asks} == {0}
+    assert "UTC day on which the run began" in dag["params"]["run"]["description"]
     has_approval = version == "3.3"
     assert ("approve" in tasks) is has_approval
     assert dag["params"]["dry_run"]["default"] is (not has_approval)
@@ -399,6 +415,11 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
             ),
         )
     assert (failed.state, failed.tasks["dbt_run_intermediate"]) == ("failed", "failed"), made.log
+    assert re.search(
+        r"step dbt_run_intermediate: nodes are failing \(exit code 1\)(\\n|\n)Error in model "
+        r"int_contracts \([\w/.]+\)(\\n|\n)recorded as run",
+        made.log,
+    ), "the exception names what failed, and no value of a row"
     assert failed.tasks["dbt_test_marts"] == "upstream_failed"
     assert failed.tasks["summary"] == "success"
     totals = failed.xcoms["summary"]
@@ -434,16 +455,95 @@ def test_a_failed_pipeline_is_repaired_on_airflow_2(tmp_path: Path) -> None:
     """No approvals there: a dry run is the default, and a second trigger executes."""
     made = company(tmp_path / "c", "2.11")
     made.migrate()
-    failed, dry, repaired = made.dag_tests(
+    failed, early, dry, repaired = made.dag_tests(
         a_run("analytics_dbt_pipeline", skip="wait_.*"),
+        a_state("analytics_dbt_pipeline", "running"),
+        a_run("dbt_repair", conf={"run": "latest-failed", "dry_run": False}, day=""),
+        a_state("analytics_dbt_pipeline", "failed"),
         MEND,
         a_run("dbt_repair", conf={"run": "latest-failed"}, day=""),
         a_run("dbt_repair", conf={"run": "latest-failed", "dry_run": False}, day=""),
     )
     assert (failed.state, failed.tasks["summary"]) == ("failed", "success"), made.log[-3000:]
+    assert (early.state, early.tasks["retry"]) == ("failed", "upstream_failed")
+    assert "of analytics_dbt_pipeline is running. Wait until it has ended" in made.log
     assert (dry.state, dry.tasks["retry"]) == ("success", "skipped")
     assert (repaired.state, repaired.xcoms["retry"]["outcome"]) == ("success", "recovered")
     assert made.here.tables() == made.clean()
+
+
+@slow
+@pytest.mark.timeout(600)
+def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
+    """A run that failed for another's lock on a file: left alone at first, retried with a bound over
+    all rounds, and made whole when the lock is gone. One that failed for its data is reported, once."""
+    other = tmp_path / "other.duckdb"
+    with slack() as told, lock(other) as holder:
+        made = company(
+            tmp_path / "c",
+            AIRFLOW_CONN_SLACK_DATA_ALERTS=told.connection,
+            DBT_RECOVER_RETRY_BACKOFF="0.1",
+            OTHER=str(other),
+        )
+        made.migrate()
+        here = made.here.having(
+            RAW_DB=made.raw_file, DBT_RECOVER_ARCHIVE=made.here.home / "archive", OTHER=other
+        )
+        build = ("--", "dbt", "build", "--vars", json.dumps({"run_date": DAY}))
+        assert here.recover("exec", "--run-id", "night/data", *build).code == 1
+        model = here.root / "models/intermediate/int_contracts.sql"
+        model.write_text(
+            "{{ config(pre_hook=\"attach if not exists '{{ env_var('OTHER') }}' as other "
+            f'(read_only)") }}}}\n{MEND}\nwhere (select count(*) from other.main.rows) = 1'
+        )
+        # Two tries of Airflow's own; they do not count.
+        for number in (1, 2):
+            task = here.having(AIRFLOW_CTX_TASK_ID="build", AIRFLOW_CTX_TRY_NUMBER=number)
+            assert task.recover("exec", "--run-id", "night/lock", *build).code == 1
+        before = len(made.here.calls)
+
+        def a_round(due: str = "", **params: int) -> dict[str, Any]:
+            return a_run("dbt_repair_scheduled", conf=params, day="", due=due)
+
+        in_two_hours = (datetime.now(timezone.utc) + timedelta(hours=2)).isoformat()
+        early, tried, spent, mended, later = made.dag_tests(
+            a_round(),
+            a_round(quiet_minutes=0, attempts=2),
+            a_round(quiet_minutes=0, attempts=2),
+            holder.pid,
+            a_round(quiet_minutes=0, attempts=3),
+            a_round(in_two_hours, quiet_minutes=60),
+        )
+    log = made.log
+    assert (early.state, early.xcoms["find"]) == ("success", []), log
+    assert "night/lock: ended just now, left alone" in log
+    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=2"]}
+    assert (tried.state, tried.xcoms["find"]) == ("failed", [asked]), log
+    assert tried.tasks["retry[0]"] == "failed"
+    assert (spent.state, spent.xcoms["find"]) == ("success", []), log
+    assert "night/lock: still failing after 2 retries" in log
+    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=1"]}
+    assert (mended.state, mended.xcoms["find"]) == ("success", [asked]), log
+    assert mended.xcoms["retry[0]"]["outcome"] == "recovered"
+    assert len(made.executed(since=before)) == 3
+    assert all("model.company.int_contracts" in each for each in made.executed(since=before))
+    assert {r["run_id"]: r["status"] for r in made.recover("runs")["runs"]} == {
+        "night/lock": "recovered",
+        "night/data": "failed",
+    }
+    # Slack: of each thing that a person has to know; a round later nothing of it again.
+    assert later.xcoms["find"] == []
+    assert log.count("night/data: not retried: data") == 4
+    said = [m["blocks"][0]["text"]["text"] for m in told.messages]
+    one_failed = "run night/lock: 1 still failing (exit code 1). Mend the cause, then "
+    assert said == [
+        f"dbt_repair_scheduled: {text}"
+        for text in (
+            *("not retried: data", f"{one_failed}trigger dbt_repair again"),
+            *("still failing after 2 retries", "not retried: data"),
+            *("not retried: data", "recovered"),
+        )
+    ]
 
 
 @slow
@@ -504,7 +604,7 @@ def test_a_task_per_model(tmp_path: Path) -> None:
 
 _ALERT = """
 import json, logging, os, sys, types
-answer, run, *connections = sys.argv[1:]
+answer, project, bin, run, *connections = sys.argv[1:]
 import recover_alert
 recover_alert.SLACK_SECONDS = 2
 ti = types.SimpleNamespace(dag_id=run.split("/")[0], run_id=run.split("/")[1], task_id="dbt_run",
@@ -520,7 +620,34 @@ os.environ["DBT_RECOVER_BIN"] = "/does/not/exist"
 os.environ["AIRFLOW_CONN_SLACK_DATA_ALERTS"] = connections[0]
 said.append(recover_alert.alert_on_failure(context))
 said.append(recover_alert.alert_on_failure({}))
-json.dump(said, open(answer, "w"))
+
+import recover_repair
+from recover_airflow import AirflowException
+ended = []
+def attempt(run, *words, by_itself=False, **environ):
+    kept = dict(os.environ)
+    os.environ.update(environ)
+    try:
+        retry = recover_repair.Retry(task_id="retry", run=run, words=words, by_itself=by_itself)
+        ended.append(["", retry.execute({"ti": ti})])
+    except AirflowException as error:
+        ended.append([type(error).__name__, str(error)])
+    os.environ.clear()
+    os.environ.update(kept)
+os.environ["DBT_RECOVER_BIN"] = bin
+os.environ["DBT_PROJECT_DIR"] = project
+attempt(run)
+attempt(run, by_itself=True)
+with open(project + "/models/intermediate/int_views.sql", "a") as model:
+    model.write("\\n-- edited")
+attempt("dag/earlier")
+attempt("dag/earlier", "--allow-drift")
+attempt("dag/nosuch")
+attempt(run, DBT_RECOVER_ARCHIVE="/dev/null/archive")
+attempt(run, DBT_RECOVER_BIN="/does/not/exist")
+attempt(run, DBT_PROJECT_DIR="/does/not/exist")
+attempt("dag/whole")
+json.dump([said, ended], open(answer, "w"))
 """
 
 
@@ -528,23 +655,30 @@ json.dump(said, open(answer, "w"))
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None:
     """Sent from a worker that has none of the files; to a webhook that works, one that refuses, one
-    that hangs, to none, and without a dbt-recover."""
+    that hangs, to none, and without a dbt-recover. And what a retry says of each of its ends."""
     made = company(tmp_path / "c", version)
     here = made.here.having(
         RAW_DB=made.raw_file,
         DBT_RECOVER_ARCHIVE=made.here.home / "archive",
     )
     run = f"dag/manual__{DAY}"
-    ran = here.recover(
-        "exec", "--run-id", run, "--", "dbt", "build", "--vars", f'{{"run_date": "{DAY}"}}'
-    )
-    assert ran.code == 1, ran
+    day = f'{{"run_date": "{DAY}"}}'
+    for name in ("dag/earlier", run):
+        ran = here.recover("exec", "--run-id", name, "--", "dbt", "build", "--vars", day)
+        assert ran.code == 1, ran
+    archive = Archive(LocalStorage(made.here.home / "archive"))
+    whole = ("dbt", "run", "--select", "stg_accounts")
+    assert here.recover("exec", "--run-id", "dag/whole", "--", *whole).code == 0
     nowhere = tmp_path / "elsewhere"
     nowhere.mkdir()
     worker = Company(made.here, version, {"DBT_PROJECT_DIR": str(nowhere)})
     with slack() as good, slack(status=500) as bad, slack(hangs=True) as stuck:
-        said = worker.python(_ALERT, run, good.connection, bad.connection, stuck.connection, "")
+        words = (str(made.here.root), worker.environment()["DBT_RECOVER_BIN"], run)
+        connections = (good.connection, bad.connection, stuck.connection, "")
+        with Lease(archive, resolve(archive, run)):
+            said, ended = worker.python(_ALERT, *words, *connections)
     assert said == [None] * 6
+    _each_end_is_said(run, ended)
     alert, plain = good.messages
     text = json.dumps(alert, ensure_ascii=False)
     assert "int_contracts" in text
@@ -553,7 +687,38 @@ def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None
     assert "non-zero exit" in json.dumps(plain)
     # What could not be sent is in the log, without the address.
     assert worker.log.count("Slack") >= 3
+    assert "there is no Airflow connection slack_data_alerts" in worker.log
+    assert "trigger `dbt_repair`" in text
     assert "int_contracts" in worker.log
     for each in (bad, stuck):
         assert each.messages
         assert each.url not in worker.log
+
+
+def _each_end_is_said(run: str, ended: list[tuple[str, Any]]) -> None:
+    """Of `Retry`: what it raised or returned."""
+    locked, gives_way, refused, failing, unknown, no_archive, no_bin, no_project, whole = ended
+    fails, may_pass = "AirflowFailException", "AirflowException"
+    assert locked[0] == fails
+    assert locked[1].startswith(f"locked, nothing was run: somebody is at work on run {run}")
+    assert "wait until it has ended" in locked[1]
+    assert "(exit code 11)" in locked[1]
+    assert gives_way[0] == "AirflowSkipException"
+    assert refused[0] == fails
+    assert refused[1].startswith(
+        "refused for safety, nothing was run: edited since the run, outside of"
+    )
+    assert '(allow): ["drift"] (exit code 12)' in refused[1]
+    assert "trigger dbt_repair again with run dag/earlier" in refused[1]
+    assert failing[0] == may_pass
+    assert "1 still failing (exit code 1)" in failing[1]
+    assert "model.company.int_contracts (data): " in failing[1]
+    assert unknown[0] == fails
+    assert "no run 'dag/nosuch'" in unknown[1]
+    assert f"the latest runs are dag/whole, {run}" in unknown[1]
+    assert "/dev/null/archive is not a directory" in no_archive[1]
+    assert no_bin[0] == no_project[0] == fails
+    assert "Set DBT_RECOVER_BIN" in no_bin[1]
+    assert "Set DBT_PROJECT_DIR" in no_project[1]
+    assert (whole[0], whole[1]["outcome"]) == ("", "already_complete")
+    assert not any("\x1b" in str(said) for _, said in ended)

@@ -126,6 +126,16 @@ def test_a_declared_pipeline_is_completed(
     if version != "v2":
         assert set(laptop.plan()) == NODES - done
         assert laptop.calls == []
+    elif step == "run_staging":
+        # plan does not start dbt: it says what it does not know, and who will; nothing stops.
+        planned = laptop.recover("plan", "-o", "json").json
+        assert [w["code"] for w in planned["warnings"] if w["stops"]] == []
+        (note,) = [w["message"] for w in planned["warnings"] if w["code"] == "not_parsed"]
+        assert "step test_staging (`dbt test --select tag:staging`) never began" in note
+        assert "so for 3 more of its commands. retry asks dbt first" in note
+        assert f"dbt-recover plan {RUN} --ask-dbt" in note
+        assert set(laptop.plan("--ask-dbt")) == NODES - done
+        assert executed(laptop.calls) == []
     retried = laptop.recover("retry", "-o", "json")
     assert (retried.code, retried.json["outcome"]) == (0, "recovered"), retried
     assert executed(laptop.calls) == sorted(NODES - done)
@@ -202,6 +212,10 @@ def test_tasks_of_a_dag_run_are_steps_and_their_next_tries_resume(
     ran, calls = on_a_worker("run_staging", 3)
     assert (ran.code, calls) == (0, []), ran
     assert "complete" in ran.err
+    # A mapped task's other instance has the same name, and is another command.
+    mapped = airflow(here.elsewhere(tmp_path / "mapped"), "run_staging", 2)
+    ran = mapped.recover("exec", "--", "dbt", "run", "--select", "side")
+    assert (ran.code, executed(mapped.calls)) == (0, [SIDE]), ran
     # The first try of the next task is not a resumption.
     ran, calls = on_a_worker("test_staging", 1)
     assert (ran.code, executed(calls)) == (0, [STG_ID]), ran
@@ -252,15 +266,34 @@ def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
 
 @slow
 def test_resume_of_a_step_that_a_retry_has_completed(tmp_path: Path) -> None:
-    """The on-call engineer was faster than Airflow's next try."""
-    here = layers(tmp_path, version="v2")
-    assert here.having(FAIL="late").recover(*argv("run_staging")).code == 1
-    laptop = here.elsewhere(tmp_path / "laptop")
-    assert laptop.recover("retry").code == 0
-    worker = here.elsewhere(tmp_path / "worker")
-    ran = worker.recover("exec", "--resume", *argv("run_staging")[1:])
-    assert (ran.code, worker.calls) == (0, []), ran
-    assert "complete" in ran.err
+    """The on-call engineer was faster than Airflow's next try. Then the DAG run is cleared: its later
+    tasks begin for the first time, and what the retry has built of them is not built again."""
+    here = layers(tmp_path)
+    steps = tmp_path / "steps.json"
+    steps.write_text(json.dumps([{"name": n, "command": c} for n, c in STEPS.items()]))
+    words = {n: ("exec", "--pipeline", steps, *argv(n)[1:]) for n in STEPS}
+    assert here.having(FAIL="late").recover(*words["run_staging"]).code == 1
+    laptop, worker = (here.elsewhere(tmp_path / name) for name in ("laptop", "worker"))
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    resumed = {n: (w[0], "--resume", *w[1:]) for n, w in words.items()}
+    with laptop.having(WAIT="mart", GATE=gate).start("retry", RUN) as retrying:
+        retrying.begun(MART)
+        planned = worker.recover("plan", RUN)
+        assert "note: the run is still at work (dbt build, process" in planned.out
+        with worker.start(*resumed["run_marts"]) as running:
+            running.until(
+                lambda: f"a retry of run {RUN} is still at work" in running.ran().err, "it waits"
+            )
+            with gate.open("w") as opened:
+                opened.write("1\n")
+            assert retrying.end().code == 0
+            assert running.end().code == 0
+    for step in STEPS:
+        ran = worker.recover(*resumed[step])
+        assert ran.code == 0, ran
+        assert "complete" in ran.err
+    assert executed(worker.calls) == []
 
 
 @slow

@@ -173,5 +173,6 @@ class App:
             archive=archive,
             pipelines=self.pipelines(),
             asking=asking,
+            preview=not ask,
         )
         return loaded, made

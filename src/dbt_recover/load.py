@@ -233,8 +233,13 @@ def _counted(known: frozenset[str], graph: Graph) -> tuple[int, int]:
 
 
 def _unknown(invocation: Invocation) -> str:
-    what = " ".join(invocation.argv) or f"dbt {invocation.command}"
+    what = f"`{' '.join(invocation.argv) or f'dbt {invocation.command}'}`"
+    if invocation.end == NEVER_BEGAN:
+        return (
+            f"step {invocation.step} ({what}) never began, and what it executes cannot be told from "
+            "the archive: its nodes are missing here"
+        )
     return (
-        f"`{what}` ended early, and what it was meant to execute cannot be told from the archive: "
+        f"{what} ended early, and what it was meant to execute cannot be told from the archive: "
         "nodes that it never began may be missing here"
     )

@@ -26,7 +26,7 @@ def resolve(archive: Archive, spec: str, *, logical_date: str = "") -> RunPlace:
         if archive.dated:
             return _latest(archive, failed=True, logical_date=spec)
         raise NotFoundError(
-            f"no run began on {spec} in {archive.url}", hint=_what_there_is(archive)
+            f"no run began on {spec} (UTC) in {archive.url}", hint=_about(archive, spec)
         )
     place = archive.find(spec) or _began_at(archive, spec)
     if place is not None:
@@ -105,6 +105,14 @@ def _latest(archive: Archive, *, failed: bool, logical_date: str) -> RunPlace:
         f"the archive at {archive.url} has no runs yet",
         hint="record one: dbt-recover exec -- dbt build",
     )
+
+
+def _about(archive: Archive, day: str) -> str:
+    """Whoever works with Airflow may mean the day that a run is about."""
+    runs = archive.runs(limit=100)
+    about = next((s.run.run_id for s in runs if s.run.logical_date.startswith(day)), "")
+    meant = f"Airflow's date {day} has the run {about}; " if about else ""
+    return meant + _what_there_is(archive)
 
 
 def _what_there_is(archive: Archive) -> str:

@@ -17,7 +17,7 @@ from .errors import DamagedError, DbtError, RefusedError, UsageError, exit_code_
 from .graph import Graph
 from .interrupts import Interrupts
 from .load import Asking, LoadedRun
-from .model import SUCCESSES, Invocation
+from .model import SUCCESSES, Invocation, as_word
 from .plan import Changes, Plan, PlanWarning, Policy, make_plan, name_of
 from .profiles import check_variables, unneeded_target
 from .restore import Overrides
@@ -56,12 +56,14 @@ def plan_run(
     archive: Archive | None = None,
     pipelines: Sequence[Pipeline] = (),
     asking: Asking | None = None,
+    preview: bool = False,
 ) -> Plan:
     """The plan for this run, with what the project at hand says.
 
     Where edits may have changed which nodes there are, today's graph is needed: from the
     project's own target/manifest.json if that is newer than every edit, else from `asking`, which
-    starts dbt; without it the plan says that it does not know.
+    starts dbt; without it the plan says that it does not know. `preview`: nothing is carried out
+    here, and the retry that will be has somebody to ask.
     """
     other = _other_project(run, project)
     if other and not options.allow_other_project:
@@ -96,8 +98,10 @@ def plan_run(
         current = run.graph
     plan = make_plan(run.state, run.origin, policy, changes, current)
     if not plan.nodes:
-        return replace(plan, warnings=(*plan.warnings, *_unknown_scope(run, options)))
+        return replace(plan, warnings=(*plan.warnings, *_unknown_scope(run, options, preview)))
     around = [
+        *_at_work(run),
+        *_unknown_scope(run, options, preview),
         *_surroundings(run, plan, options, project),
         *_unknown_settings(run, plan, options),
         *_undeclared(run, pipelines),
@@ -312,7 +316,28 @@ def _unknown_settings(run: LoadedRun, plan: Plan, options: Options) -> list[Plan
     return []
 
 
-def _unknown_scope(run: LoadedRun, options: Options) -> list[PlanWarning]:
+def _at_work(run: LoadedRun) -> list[PlanWarning]:
+    return [
+        PlanWarning(
+            "at_work",
+            f"the run is still at work (dbt {i.command}, process {i.pid} on {i.host}): this is what "
+            "would be left if it ended now, and retry does nothing until it has",
+        )
+        for i in run.running[:1]
+    ]
+
+
+def _unknown_scope(run: LoadedRun, options: Options, preview: bool) -> list[PlanWarning]:
+    if preview and run.state.warnings:
+        more = len(run.state.warnings) - 1
+        also = f", and so for {more} more of its commands" if more else ""
+        return [
+            PlanWarning(
+                "not_parsed",
+                f"{run.state.warnings[0]}{also}. retry asks dbt first; to see now what it will run: "
+                f"dbt-recover plan {as_word(run.place.run_id)} --ask-dbt",
+            )
+        ]
     return [
         PlanWarning("unknown_scope", text, "--allow-unknown-scope", options.allow_unknown_scope)
         for text in run.state.warnings
@@ -323,7 +348,7 @@ def _surroundings(
     run: LoadedRun, plan: Plan, options: Options, project: checkout.Project | None
 ) -> list[PlanWarning]:
     """Rule 7, as far as it looks at where the retry happens."""
-    found = _unknown_scope(run, options)
+    found: list[PlanWarning] = []
     other = _other_project(run, project)
     if other:
         found.append(

@@ -178,11 +178,13 @@ def _ended(
     while True:
         whole = load(where.archive, place, project=project)
         ours = _of_this_step(whole, identity, command)
-        at_work = [i for i in ours if i.end == "running"]
+        # Or the whole run is: somebody retries it, and this step with it.
+        at_work = [i for i in whole.running if i in ours or i.scope == "run"]
         if not at_work:
             return whole, ours
+        what = "a retry" if at_work[0].scope == "run" else "this step"
         who = (
-            f"this step of run {identity.run_id} is still at work: process {at_work[0].pid} on "
+            f"{what} of run {identity.run_id} is still at work: process {at_work[0].pid} on "
             f"{at_work[0].host}"
         )
         if time.monotonic() > until:

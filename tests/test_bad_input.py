@@ -5,6 +5,7 @@ table, no traceback, and nothing written anywhere. Only where dbt is meant to ru
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import sys

@@ -125,6 +125,15 @@ class Candidates:
         result.update(dict.fromkeys({f[:i] for f in files for i in range(len(f))}, True))
         return result
 
+    @cached_property
+    def doubtful(self) -> set[Parts]:
+        """Paths at which packages have something, where the archive lacks the list of the project's
+        files: it may have a file there that makes no node, and then dbt means the package's too."""
+        if self.graph.files:
+            return set()
+        theirs = {*self.by_file, *self.by_patch}
+        return {f[:i] for f in theirs for i in range(1, len(f) + 1)} - self.paths.keys()
+
 
 Method: TypeAlias = Callable[[Candidates, list[str], Any], Iterable[str]]
 """candidates, arguments (the parts of the method's name after its first dot), value -> unique_ids.
@@ -249,8 +258,12 @@ def _globbed(candidates: Candidates, pattern: str) -> set[Parts]:
     directories_only = pattern.endswith("/") or parts[-1] == "**"
     if not _WILDCARD.search(pattern):
         known = candidates.paths.get(parts)
+        if known is None and parts in candidates.doubtful:
+            raise Unsupported(f'"{pattern}": whether the project has it is not in the archive')
         return {parts} if known or (known is False and not directories_only) else set()
     tests = [None if part == "**" else matcher(part) for part in parts]
+    if any(_glob_matches(path, tests) for path in candidates.doubtful):
+        raise Unsupported(f'"{pattern}": which files the project has is not in the archive')
     return {
         path
         for path, is_directory in candidates.paths.items()

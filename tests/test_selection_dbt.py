@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from dbt_recover.checkout import file_hashes, read_project
+from dbt_recover.compact_graph import decode_graph, encode_graph
 from dbt_recover.graph import Graph
-from dbt_recover.manifest import decode_graph, encode_graph, read_graph
+from dbt_recover.manifest import read_graph
 from dbt_recover.selection import Selection, Unsupported, select
 from selection_project import MODES, RandomProject
 

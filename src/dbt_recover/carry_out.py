@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from . import checkout
 from .command_line import starred
 from .context import Identity, Where
@@ -285,7 +287,7 @@ def _run_group(
         command = retry_command(base, group.command, strategy, state)
         give_parse_state(where.archive, run, checkout.target_path(project, command, where.environ))
         return run_recorded(
-            replace(where, environ=environ),
+            msgspec.structs.replace(where, environ=environ),
             command.argv(),
             identity,
             interrupts,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from . import checkout
 from .archive import Archive
@@ -27,8 +28,7 @@ class Asking(Protocol):
         """What the invocation selects, asked of `dbt ls`; None if dbt cannot tell."""
 
 
-@dataclass(frozen=True)
-class LoadedRun:
+class LoadedRun(msgspec.Struct, frozen=True):
     """A run as the archive has it, and what is true of it."""
 
     place: RunPlace
@@ -99,7 +99,9 @@ class LoadedRun:
         merged = merge(kept, intended, unknown, graph=self.graph)
         nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
         state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
-        return replace(self, recorded=kept, state=state, intended=intended, scope=scope)
+        return msgspec.structs.replace(
+            self, recorded=kept, state=state, intended=intended, scope=scope
+        )
 
 
 def load(

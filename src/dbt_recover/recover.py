@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from . import checkout
 from .archive import Archive
@@ -29,15 +30,14 @@ if TYPE_CHECKING:
 STRATEGIES = ("auto", "select", "retry", "defer")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """What the user asked of plan and retry."""
 
     strategy: str = "auto"
     tests: str = "rebuild"
     select: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    overrides: Overrides = field(default_factory=Overrides)
+    overrides: Overrides = msgspec.field(default_factory=Overrides)
     allow_drift: bool = False
     allow_non_idempotent: bool = False
     allow_other_project: bool = False
@@ -96,7 +96,9 @@ def plan_run(
         current = run.graph
     plan = make_plan(run.state, run.origin, policy, changes, current)
     if not plan.nodes:
-        return replace(plan, warnings=(*plan.warnings, *_unknown_scope(run, options)))
+        return msgspec.structs.replace(
+            plan, warnings=(*plan.warnings, *_unknown_scope(run, options))
+        )
     around = [
         *_surroundings(run, plan, options, project),
         *_unknown_settings(run, plan, options),
@@ -104,7 +106,7 @@ def plan_run(
     ]
     if archive is not None:
         around += _built_later(archive, run, plan, options)
-    return replace(plan, warnings=(*plan.warnings, *around, *unparsed))
+    return msgspec.structs.replace(plan, warnings=(*plan.warnings, *around, *unparsed))
 
 
 _LATER_RUNS = 20
@@ -127,7 +129,7 @@ def _changes(run: LoadedRun, project: checkout.Project, archive: Archive | None)
         }
         if record.invocation.attempt > 1 and ran and (graph := archive.graph(record)) is not None:
             still -= ran - checkout.changes(graph, project).nodes
-    return replace(changes, nodes=frozenset(still))
+    return msgspec.structs.replace(changes, nodes=frozenset(still))
 
 
 def _built_later(
@@ -221,7 +223,7 @@ class Dbt:
         executable = find_dbt(self._dbt, where.environ)
         base = restored(invocation, self._overrides, launcher=(executable,), cwd=where.cwd)
         kept = [o for o in base.options if o.name in _PARSE_FLAGS]
-        command = replace(base, command="parse", options=tuple(kept))
+        command = msgspec.structs.replace(base, command="parse", options=tuple(kept))
         project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
         environ = without_settings(where.environ)
         typed = bool(self._overrides.target or invocation.args.get("target"))

@@ -119,6 +119,7 @@ class _Evaluation:
                 project_name=graph.project_name,
                 macro_files=graph.macro_files,
                 files=graph.files,
+                configs=graph.configs,
             )
         self._graph = graph
         self._rules = rules

@@ -324,8 +324,14 @@ def _configured(candidates: Candidates, arguments: list[str]) -> Iterable[tuple[
         "_OneKey", [("value", Any, msgspec.UNSET)], rename={"value": arguments[0]}
     )
     decode = msgspec.json.Decoder(one_key).decode
+    graph = candidates.graph
+    shared = [decode(config).value for config in graph.configs]  # type: ignore[attr-defined]
     for node in (*candidates.parsed, *candidates.of_type("source")):
-        found: Any = decode(node.config).value  # type: ignore[attr-defined]
+        found: Any = (
+            decode(node.config).value  # type: ignore[attr-defined]
+            if node.config_at < 0
+            else shared[node.config_at]
+        )
         for name in arguments[1:]:
             # dbt tries the attribute first: `config.meta.items` is a method there, never the key.
             if not isinstance(found, dict) or hasattr(found, name) or name not in found:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 class Asking(Protocol):
     """Who may start dbt to learn what the archive does not say."""
 
-    def graph(self, invocation: Invocation) -> Graph:
-        """Today's graph of the project, parsed by dbt. DbtError if it cannot be parsed."""
+    def graph(self, invocation: Invocation, prepare: Callable[[Path], None] | None = None) -> Graph:
+        """Today's graph of the project, parsed by dbt. DbtError if it cannot be parsed. `prepare`
+        is called with dbt's target path before that."""
 
     def scope(self, invocation: Invocation) -> frozenset[str] | None:
         """What the invocation selects, asked of `dbt ls`; None if dbt cannot tell."""

@@ -6,7 +6,9 @@ What most plans do without is imported where it is used: people wait for `plan`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -82,7 +84,7 @@ def plan_run(
     if project is not None and changes is not None and changes.structural:
         current = checkout.fresh_graph(project)
         if current is None and asking is not None:
-            current = asking.graph(run.state.first)
+            current = asking.graph(run.state.first, partial(_prepared, archive, run))
         elif current is None:
             names = ", ".join(changes.structural[:3])
             unparsed = (
@@ -107,6 +109,14 @@ def plan_run(
     if archive is not None:
         around += _built_later(archive, run, plan, options)
     return msgspec.structs.replace(plan, warnings=(*plan.warnings, *around, *unparsed))
+
+
+def _prepared(archive: Archive | None, run: LoadedRun, target: Path) -> None:
+    """What dbt had parsed for the run is put there: it parses again what was edited."""
+    from .parse_state import give_parse_state
+
+    if archive is not None:
+        give_parse_state(archive, run, target)
 
 
 _LATER_RUNS = 20
@@ -211,7 +221,7 @@ class Dbt:
         self._overrides = options.overrides
         self._dbt = dbt
 
-    def graph(self, invocation: Invocation) -> Graph:
+    def graph(self, invocation: Invocation, prepare: Callable[[Path], None] | None = None) -> Graph:
         """Today's graph. DbtError if the project cannot be parsed."""
         from .dbt import find_dbt
         from .dbt import run as run_dbt
@@ -229,12 +239,15 @@ class Dbt:
         typed = bool(self._overrides.target or invocation.args.get("target"))
         command = unneeded_target(command, typed, project, environ, where.cwd)
         check_variables(command, project, environ, where.cwd)
+        target = checkout.target_path(project, command, where.environ)
+        if prepare is not None:
+            prepare(target)
         # dbt's words belong on stderr here: stdout is the plan's.
         with Interrupts() as interrupts:
             ended = run_dbt(
                 command.argv(), interrupts, env=environ, cwd=where.cwd, stdout=sys.stderr
             )
-        path = checkout.target_path(project, command, where.environ) / "manifest.json"
+        path = target / "manifest.json"
         if interrupts.received:
             raise SystemExit(exit_code_of(interrupts.received))
         if ended.exit_code != 0 or not path.is_file():

@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True):
     """What the user asked of plan and retry."""
 
     strategy: str = "auto"
+    favor_state: bool = False
+    """With strategy defer: what is not built is read where the run built it, whatever the target has."""
     tests: str = "rebuild"
     select: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

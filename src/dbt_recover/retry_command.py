@@ -21,7 +21,9 @@ def strategy_for(wanted: str, group: Group) -> str:
     return "retry" if any(n.batches for n in group.nodes) else "select"
 
 
-def retry_command(base: DbtCommand, command: str, strategy: str, state: Path) -> DbtCommand:
+def retry_command(
+    base: DbtCommand, command: str, strategy: str, state: Path, *, favor_state: bool = False
+) -> DbtCommand:
     """`base`, the settings of the run, as a command that executes what the state directory lists."""
     if strategy == "retry":
         kept = [o for o in base.options if o.name in _RETRY_FLAGS]
@@ -32,7 +34,7 @@ def retry_command(base: DbtCommand, command: str, strategy: str, state: Path) ->
         "--select", "result:error", "--indirect-selection", "empty", "--state", str(state)
     )
     if strategy == "defer":
-        chosen = chosen.adding("--defer")
+        chosen = chosen.adding("--defer", *(["--favor-state"] if favor_state else []))
     return chosen.without(_NOT_FOR_TESTS) if command == "test" else chosen
 
 

@@ -102,9 +102,9 @@ class Situation:
 # ---- the failure -----------------------------------------------------------------------------
 
 
-def prepare(case: Case, rng: random.Random, max_nodes: int, room: Room) -> Situation:
+def prepare(case: Case, rng: random.Random, sizes: tuple[int, int], room: Room) -> Situation:
     kind = case.kind
-    project = _fitting(rng, kind, max_nodes)
+    project = _fitting(rng, kind, sizes)
     case.history = kind == "layered" or rng.random() < 0.6
     steps = _commands(rng, project, kind, case.history)
     days = DAYS[YESTERDAY - 1 :] if case.history else DAYS
@@ -174,10 +174,10 @@ def prepare(case: Case, rng: random.Random, max_nodes: int, room: Room) -> Situa
     return situation
 
 
-def _fitting(rng: random.Random, kind: str, max_nodes: int) -> Project:
-    """A project in which something can fail this way."""
+def _fitting(rng: random.Random, kind: str, sizes: tuple[int, int]) -> Project:
+    """A project of so many nodes in which something can fail this way."""
     for _ in range(50):
-        size, calm = rng.randint(10, max_nodes), rng.random() < 0.6
+        size, calm = rng.randint(*sizes), rng.random() < 0.6
         project = draw(rng, size, calm=calm, pipeline=kind == "layered")
         try:
             KINDS[kind](random.Random(rng.random()), project, presumed(project))

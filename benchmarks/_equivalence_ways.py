@@ -239,7 +239,7 @@ def run_case(
     index: int,
     ways: Sequence[str],
     *,
-    max_nodes: int,
+    sizes: tuple[int, int],
     home: Path,
     dbt: Path | None = None,
     brute_force: int = 0,
@@ -249,7 +249,7 @@ def run_case(
         # What is void is drawn again: the failure fits nothing, or did not come about.
         case = Case(seed, kind, index)
         rng = random.Random(f"{seed}/{kind}/{index}/{attempt}")
-        _run(case, rng, ways, max_nodes, Room(home / str(attempt), dbt), brute_force)
+        _run(case, rng, ways, sizes, Room(home / str(attempt), dbt), brute_force)
         if not case.void:
             break
         shutil.rmtree(home / str(attempt))
@@ -263,12 +263,12 @@ def _run(
     case: Case,
     rng: random.Random,
     ways: Sequence[str],
-    max_nodes: int,
+    sizes: tuple[int, int],
     room: Room,
     brute_force: int,
 ) -> None:
     try:
-        situation = prepare(case, rng, max_nodes, room)
+        situation = prepare(case, rng, sizes, room)
         for way in ways:
             situation.room.restore("broken")
             try:

@@ -2,7 +2,7 @@
 the run never failed; and with how few node executions?
 
     python benchmarks/equivalence.py [--cases 36] [--seed 1] [--only KIND] [--case I] [--recover WAY]
-                                     [--max-nodes 40] [--json FILE] [--keep DIR] [--jobs 1]
+                                     [--min-nodes 10] [--max-nodes 40] [--json FILE] [--keep DIR] [--jobs 1]
                                      [--brute-force N]
 
 Each case is a random dbt project on DuckDB (seeded), a way to fail, its mending, and every way to
@@ -60,7 +60,7 @@ def main() -> int:
                 kind,
                 index,
                 ways,
-                max_nodes=given.max_nodes,
+                sizes=(given.min_nodes, given.max_nodes),
                 home=room,
                 dbt=dbt,
                 brute_force=given.brute_force,
@@ -101,7 +101,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--case", type=int, action="append", help="only the case of this number")
     parser.add_argument("--first", type=int, default=0, help="begin with the case of this number")
     parser.add_argument("--recover", action="append", choices=list(WAYS), help="ways to recover")
-    parser.add_argument("--max-nodes", type=int, default=40, help="10 to 200")
+    parser.add_argument("--min-nodes", type=int, default=10, help="of a project")
+    parser.add_argument("--max-nodes", type=int, default=40, help="of a project, up to 200")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--keep", metavar="DIR", help="keep what is left of remarkable cases there")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO
 import msgspec
 
 from dbt_recover.archive import Archive
+from dbt_recover.compact_graph import encode_graph
 from dbt_recover.journal import Record
 from dbt_recover.layout import FORMAT_VERSION, RunPlace
 from dbt_recover.load import LoadedRun, load
 from dbt_recover.machine import this_machine
-from dbt_recover.manifest import encode_graph, read_manifest
+from dbt_recover.manifest import read_manifest
 from dbt_recover.model import SUCCESSES, Artifact, Invocation, NodeResult, RunInfo
 from dbt_recover.naming import resolve
 from dbt_recover.publish import Publication, Spool, SpoolState

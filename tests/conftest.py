@@ -1,5 +1,7 @@
 """Fixtures that more than one module uses: an AWS environment of our own, and S3 servers that
 live as long as the session (of each xdist worker).
+
+With DBT_RECOVER_EXAMPLES=100000 the property tests try so many examples (hypothesis' 100 by default).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from other_stores import OtherStore, azurite, google
 from servers import S3Server, ServerUnavailable, aws_environment, moto_server, seaweedfs_server
@@ -19,6 +22,10 @@ from servers import S3Server, ServerUnavailable, aws_environment, moto_server, s
 # Started with `&` in a script, or by some CI, SIGINT is ignored, and so by all that we start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if examples := os.environ.get("DBT_RECOVER_EXAMPLES"):
+    settings.register_profile("many", max_examples=int(examples))
+    settings.load_profile("many")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,13 +19,13 @@ import zstandard
 
 from dbt_recover import layout
 from dbt_recover.archive import Archive
+from dbt_recover.compact_graph import encode_graph
 from dbt_recover.context import Identity, Where
 from dbt_recover.errors import DamagedError, NotFoundError, RecoverError, UsageError
 from dbt_recover.finished import archive_finished
 from dbt_recover.graph import Graph, Node
 from dbt_recover.journal import Record
 from dbt_recover.layout import RunPlace
-from dbt_recover.manifest import encode_graph
 from dbt_recover.model import SUCCESSES, Invocation, NodeResult, Recorded, RunInfo
 from dbt_recover.naming import resolve
 from dbt_recover.publish import AlreadyArchived, Publication, Spool, SpoolState

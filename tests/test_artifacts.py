@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbt_recover.artifacts import read_run_results, schema_number, synthesise_run_results
+from dbt_recover.compact_graph import decode_graph, encode_graph
 from dbt_recover.errors import DamagedError
 from dbt_recover.graph import GRAPH_VERSION, Graph, Node
-from dbt_recover.manifest import decode_graph, encode_graph, read_graph, read_manifest
+from dbt_recover.manifest import read_graph, read_manifest
 from dbt_recover.model import FAILURES, SKIPPED, SUCCESSES
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -412,6 +413,7 @@ configs = st.recursive(
 BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     str: words,
     bool: st.booleans(),
+    int: st.integers(-1, 1),  # config_at
     list[str]: lists,
     Sequence[str]: lists,
     # As in a manifest: a JSON object.
@@ -428,6 +430,7 @@ graphs = st.builds(
     macros=st.dictionaries(words, lists, max_size=3),
     macro_files=st.dictionaries(words, words, max_size=3),
     files=st.dictionaries(words, words, max_size=3),
+    configs=st.lists(BY_TYPE[msgspec.Raw], min_size=2, max_size=3),
     selectors=st.dictionaries(words, configs, max_size=3),
 )
 

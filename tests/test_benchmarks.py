@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,13 @@ def test_archive_of_many_runs() -> None:
     assert "runs --date D takes" in text
     assert "of them; goal at least 8: met" in text
     assert "under exec dbt takes" in text
+
+
+@pytest.mark.slow
+def test_start_of_recovery(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    text = run("recovery_start", "--models", "20", "--runs", "1", "--yaml", "--json", str(figures))
+    assert "times as long to its first node; goal at most 0.5" in text
+    starts = json.loads(figures.read_text())["starts"]
+    nodes = {name: [start["nodes"] for start in found] for name, found in starts.items()}
+    assert nodes["dbt-recover retry"] == nodes["dbt retry"] != [0]

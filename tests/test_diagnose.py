@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dbt_recover.diagnose import (
+from dbt_recover.diagnose import Evidence, classify, diagnose, diagnoses, patterns, unwrap
+from dbt_recover.failure_patterns.entry import (
     CLASSES,
     CODE,
     DATA,
@@ -12,13 +13,7 @@ from dbt_recover.diagnose import (
     PERMISSION,
     TRANSIENT,
     UNKNOWN,
-    Evidence,
     Pattern,
-    classify,
-    diagnose,
-    diagnoses,
-    patterns,
-    unwrap,
 )
 from dbt_recover.model import Invocation, NodeResult, NodeState, RunInfo, RunState
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import zstandard
 from conftest import Bucket
 from dbt_recover import (
     cli,
+    compact_graph,
     config,
     doctor,
     errors,
@@ -30,7 +31,6 @@ from dbt_recover import (
     latest,
     layout,
     lease,
-    manifest,
     model,
     prune,
     records,
@@ -40,7 +40,8 @@ from dbt_recover.alert import Alert, Exposure, Failure
 from dbt_recover.carry_out import Retried
 from dbt_recover.config import check_names, read_file
 from dbt_recover.context import Identity
-from dbt_recover.diagnose import ADVICE, CLASSES, diagnoses
+from dbt_recover.diagnose import ADVICE, diagnoses
+from dbt_recover.failure_patterns.entry import CLASSES
 from dbt_recover.graph import Graph, Node
 from dbt_recover.model import (
     Invocation,
@@ -313,7 +314,7 @@ def test_causes_and_outcomes_are_all_listed() -> None:
 
 def test_s3_options_are_all_documented() -> None:
     table = table_after((DOCS / "configuration.md").read_text("utf-8"), "S3 options")
-    assert {row[0] for row in table} == {f.name for f in fields(S3Options)} == config.S3_OPTIONS
+    assert {row[0] for row in table} == set(S3Options.__struct_fields__) == config.S3_OPTIONS
     plain = S3Options()
     for name, default, _ in table:
         if name in ("max_attempts", "connect_timeout", "read_timeout", "checksum"):
@@ -508,7 +509,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "Mark": records.Mark,
     "Latest": latest.Latest,
     "Record": journal.Record,
-    "_CompactGraph": manifest._CompactGraph,
+    "CompactGraph": compact_graph.CompactGraph,
 }
 PARTS: dict[str, type[msgspec.Struct]] = {
     "RunInfo": model.RunInfo,

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from dbt_recover.compact_graph import decode_graph, encode_graph
 from dbt_recover.errors import DamagedError
 from dbt_recover.graph import GRAPH_VERSION, Graph, Node
-from dbt_recover.manifest import decode_graph, encode_graph, read_graph, read_manifest
+from dbt_recover.manifest import read_graph, read_manifest
 
 SCHEMA = "https://schemas.getdbt.com/dbt/manifest/v12.json"
 
@@ -35,14 +36,34 @@ def read(document: dict[str, Any]) -> Graph:
     return read_graph(json.dumps(document).encode())
 
 
-def read_one(**fields: Any) -> Node:
+def read_only(**fields: Any) -> Graph:
     uid = fields.setdefault("unique_id", "model.p.a")
     fields.setdefault("resource_type", uid.split(".")[0])
-    return read(manifest(fields)).nodes[uid]
+    return read(manifest(fields))
+
+
+def read_one(**fields: Any) -> Node:
+    (node,) = read_only(**fields).nodes.values()
+    return node
+
+
+def test_equal_configs_are_kept_once() -> None:
+    shared = {"materialized": "view", "meta": {"a": 1}}
+    graph = read(
+        manifest(
+            {"unique_id": "model.p.a", "config": shared},
+            {"unique_id": "model.p.b", "config": {"materialized": "table"}},
+            {"unique_id": "model.p.c", "config": shared},
+        )
+    )
+    assert len(graph.configs) == 2
+    again = decode_graph(encode_graph(graph))
+    found = [json.loads(bytes(again.config_of(n))) for n in again.nodes.values()]
+    assert found == [shared, {"materialized": "table"}, shared]
 
 
 def test_reads_a_model() -> None:
-    node = read_one(
+    graph = read_only(
         name="a",
         package_name="p",
         fqn=["p", "marts", "a"],
@@ -66,7 +87,8 @@ def test_reads_a_model() -> None:
         relation_name='"db"."main"."a"',
         columns={"skipped": {}},
     )
-    assert msgspec.structs.replace(node, config=msgspec.Raw(b"{}")) == Node(
+    (node,) = graph.nodes.values()
+    assert msgspec.structs.replace(node, config_at=-1) == Node(
         unique_id="model.p.a",
         resource_type="model",
         name="a",
@@ -89,7 +111,7 @@ def test_reads_a_model() -> None:
         relation_name='"db"."main"."a"',
         microbatch=True,
     )
-    assert json.loads(bytes(node.config))["meta"] == {"é": 1}
+    assert json.loads(bytes(graph.config_of(node)))["meta"] == {"é": 1}
 
 
 def test_reads_a_generic_test() -> None:
@@ -282,7 +304,9 @@ def full_graph() -> Graph:
         [
             Node("model.p.a", resource_type="model", config=msgspec.Raw(b'{"a":1}'), empty=True),
             Node("test.p.t", resource_type="test", depends_on=["model.p.a"], severity="warn"),
+            Node("model.p.b", config_at=0),
         ],
+        configs=[msgspec.Raw(b'{"b":2}')],
         project_name="p",
         dbt_version="1.11.16",
         macros={"macro.p.m": ["macro.p.n"]},
@@ -313,6 +337,7 @@ def test_a_graph_of_an_older_writer_reads() -> None:
         (b"[]", "not a dbt graph"),
         (b"{}", "has no version"),
         (b'{"version":1,"nodes":{}}', "not a dbt graph"),
+        (b'{"version":1,"nodes":[{"unique_id":"a","config_at":0}]}', "config is missing"),
     ],
 )
 def test_a_damaged_graph_is_told_by_name(data: bytes, message: str) -> None:

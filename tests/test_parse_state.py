@@ -45,6 +45,18 @@ def test_a_fresh_machine_goes_on_from_the_parse_of_the_failed_run(
     assert FULL in log_of_a_retry(failed, tmp_path / "another")
 
 
+def test_it_is_there_before_dbt_is_asked_for_the_graph_of_today(
+    failed: Checkout, tmp_path: Path
+) -> None:
+    # A YAML file may change which nodes there are, so dbt parses the project before the retry.
+    laptop = failed.elsewhere(tmp_path / "laptop")
+    (laptop.root / "models/more.yml").write_text("seeds: [{name: raw}]")
+    planned = laptop.recover("plan", "--ask-dbt", "-o", "json")
+    assert planned.json["nodes"][0]["unique_id"] == MART
+    assert "Running with dbt" in planned.err
+    assert FULL not in planned.err
+
+
 def test_a_run_that_ended_well_keeps_none(tmp_path: Path) -> None:
     here = written(tmp_path / "here", RELAY).having(DBT_RECOVER_ARCHIVE=tmp_path / "archive")
     assert here.recover("exec", "--", "dbt", "build", "--select", "raw").code == 0

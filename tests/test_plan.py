@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dbt_recover.carry_out import check_favored
+from dbt_recover.errors import RefusedError
 from dbt_recover.graph import BUILDABLE, TESTS, Graph, Node
 from dbt_recover.model import (
     IN_FLIGHT,
@@ -25,9 +27,10 @@ from dbt_recover.model import (
     RunInfo,
     RunState,
 )
-from dbt_recover.plan import Changes, Plan, Policy, idempotent, make_plan
+from dbt_recover.plan import Changes, Plan, PlannedNode, Policy, idempotent, make_plan
 from dbt_recover.reconcile import new_above, successors
 from dbt_recover.runstate import merge, rebuilt_above, relations_read_by
+from dbt_recover.stages import Group
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A machine at work elsewhere is no failure."""
@@ -998,6 +1001,17 @@ def test_a_node_runs_with_the_settings_it_ran_with() -> None:
     ]
     plan = make_plan(merge([r for r, _ in made], {}), CHAIN, changes=SAME)
     assert {n.unique_id: n.invocation for n in plan.nodes} == {"model.fct": 1, "model.rpt": 1}
+
+
+def test_favored_state_has_nothing_that_another_command_of_the_retry_builds() -> None:
+    invocation = recorded({"model.stg": "success"})[0].invocation
+
+    def group(*uids: str) -> Group:
+        return Group(invocation, tuple(PlannedNode(uid, "failed", "") for uid in uids))
+
+    check_favored([group("model.stg", "model.fct"), group("model.other")], CHAIN)
+    with pytest.raises(RefusedError, match="fct would read the run's stg"):
+        check_favored([group("model.stg"), group("model.fct")], CHAIN)
 
 
 # ---- order -------------------------------------------------------------------------------------

@@ -188,6 +188,7 @@ def methods() -> Graph:
             node("semantic_model.p.sem", "model.p.orders"),
             node("saved_query.p.saved", "metric.p.total"),
         ],
+        files=dict.fromkeys(("dbt_project.yml", "models/marts/core/orders.sql"), "0" * 64),
         project_name="p",
     )
 
@@ -264,7 +265,12 @@ def test_methods(written: str, expected: str) -> None:
 
 def test_a_path_needs_to_be_in_the_project_as_far_as_we_know() -> None:
     theirs = node("model.q.x", fqn=["q", "x"], original_file_path="models/only/x.sql")
-    assert names(Graph([theirs], project_name="p"), "models/only") == ""
+    with pytest.raises(Unsupported, match="models/only"):
+        names(Graph([theirs], project_name="p"), "models/only")
+    with pytest.raises(Unsupported, match="models"):
+        names(Graph([theirs], project_name="p"), "models/*/x.sql")
+    files = {"dbt_project.yml": "0" * 64}
+    assert names(Graph([theirs], project_name="p", files=files), "models/only") == ""
     files = {"models/only/README.md": "0" * 64}
     assert names(Graph([theirs], project_name="p", files=files), "models/only") == "x"
 

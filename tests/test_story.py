@@ -195,6 +195,31 @@ def test_defer_builds_in_another_target_on_top_of_the_runs_own(tmp_path: Path) -
     assert other.plan() == here.expect.retry
 
 
+@slow
+def test_favor_state_reads_the_runs_relations_though_the_target_has_its_own(
+    tmp_path: Path,
+) -> None:
+    here = checkout("model_error", tmp_path / "here")
+    (here.root / "profiles.yml").write_text(_TWO_SCHEMAS)
+    assert here.recover("exec", "--", "dbt", "build").code == 1
+    here.sql("create schema production")
+    here.sql("create table production.stg_orders as select 1 order_id, 'old' customer, 9 amount")
+    here.mend()
+
+    def totals(*words: str) -> object:
+        ran = here.recover("retry", "--strategy", "defer", "--target", "prod", *words)
+        assert ran.code == 0, ran
+        return here.tables()["warehouse.production.order_totals"]
+
+    # dbt's own rule: what the target has comes first.
+    assert "old" in str(totals())
+    clean = here.clean_build(tmp_path / "clean")
+    assert totals("--favor-state") == clean["warehouse.development.order_totals"]
+
+    alone = here.recover("retry", "--favor-state")
+    assert (alone.code, "--strategy defer" in alone.err) == (2, True)
+
+
 def test_dry_run_shows_the_plan_and_touches_nothing(model_error: Checkout) -> None:
     before = listing(model_error.home)
     shown = model_error.recover("retry", "--dry-run", "-o", "json")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -44,14 +43,13 @@ MAX_ARTIFACT = 512 * 1024 * 1024
 """Bytes beyond which an artifact is not held in memory; manifests are streamed (stream.py)."""
 
 
-@dataclass
-class RunEntries:
+class RunEntries(msgspec.Struct):
     """What a listing says of one run."""
 
     place: RunPlace
-    begun: set[str] = field(default_factory=set)
-    committed: set[str] = field(default_factory=set)
-    summaries: dict[str, Summary] = field(default_factory=dict)
+    begun: set[str] = set()
+    committed: set[str] = set()
+    summaries: dict[str, Summary] = {}
 
     @property
     def open(self) -> set[str]:
@@ -461,7 +459,7 @@ class Archive:
 
     def graph(self, record: Recorded) -> Graph | None:
         """The compact graph of an invocation; None if it left no manifest."""
-        from .manifest import decode_graph
+        from .compact_graph import decode_graph
 
         if record.graph is None:
             return None

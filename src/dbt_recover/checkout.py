@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,29 +163,32 @@ def _files(project: Project) -> Iterator[tuple[str, str, os.stat_result]]:
     for start in sorted({str(p) for key, d in _PATHS.items() for p in _setting(project, key, d)}):
         directory = project.root / start
         name = os.path.relpath(directory, project.root).replace(os.sep, "/")
-        yield from _below("" if name == "." else f"{name}/", str(directory), frozenset())
+        yield from _below("" if name == "." else f"{name}/", str(directory))
 
 
-def _below(
-    prefix: str, directory: str, above: frozenset[tuple[int, int]]
-) -> Iterator[tuple[str, str, os.stat_result]]:
-    try:
-        own = Path(directory).stat()
-        entries = sorted(os.scandir(directory), key=lambda e: e.name)
-    except OSError:
-        return
-    here = above | {(own.st_dev, own.st_ino)}
-    if len(here) == len(above):
-        return  # a link to a directory that it is in
-    for entry in entries:
+def _below(prefix: str, directory: str) -> Iterator[tuple[str, str, os.stat_result]]:
+    """One generator for all directories: with one in another each file would pass through all."""
+    waiting: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(prefix, directory, frozenset())]
+    while waiting:
+        prefix, directory, above = waiting.pop()
         try:
-            if entry.is_dir():
-                if not entry.name.startswith("."):
-                    yield from _below(f"{prefix}{entry.name}/", entry.path, here)
-            elif entry.name.lower().endswith(_SUFFIXES):
-                yield prefix + entry.name, entry.path, entry.stat()
+            own = os.stat(directory)  # noqa: PTH116  # a Path each would tell
+            entries = sorted(os.scandir(directory), key=attrgetter("name"))
         except OSError:
-            continue  # a link that leads nowhere, or a file that is gone by now
+            continue
+        here = above | {(own.st_dev, own.st_ino)}
+        if len(here) == len(above):
+            continue  # a link to a directory that it is in
+        for entry in entries:
+            name = entry.name
+            try:
+                if entry.is_dir():
+                    if not name.startswith("."):
+                        waiting.append((f"{prefix}{name}/", entry.path, here))
+                elif name.lower().endswith(_SUFFIXES):
+                    yield prefix + name, entry.path, entry.stat()
+            except OSError:
+                continue  # a link that leads nowhere, or a file that is gone by now
 
 
 def _setting(project: Project, key: str, default: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING
 
@@ -77,6 +76,8 @@ def notify(
         return
     made = slack.message(alert, full=full) if to == "slack" else alerts.document(alert)
     if only_print:
+        import json
+
         click.echo(json.dumps(made, ensure_ascii=False))
         return
     trouble = post(webhook_url or "", made)

@@ -83,6 +83,11 @@ def planning_options(function: F) -> F:
             show_default=True,
             help="How dbt is told: build --select, dbt retry, or build --defer.",
         ),
+        click.option(
+            "--favor-state",
+            is_flag=True,
+            help="With --strategy defer: read the run's relations though the target has its own.",
+        ),
         click.option("--allow-drift", is_flag=True, help="Go on though other code was edited."),
         click.option(
             "--allow-non-idempotent", is_flag=True, help="Go on though rows may be added twice."
@@ -117,11 +122,15 @@ def _parsed(variables: str | None) -> Mapping[str, Any]:
 
 
 def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
+    from .errors import UsageError
     from .recover import Options
     from .restore import Overrides
 
+    if given["favor_state"] and given["strategy"] != "defer":
+        raise UsageError("--favor-state goes with --strategy defer")
     return Options(
         strategy=given["strategy"],
+        favor_state=given["favor_state"],
         tests=given["tests"],
         select=tuple(w for s in given["select"] for w in s.split()),
         exclude=tuple(w for s in given["exclude"] for w in s.split()),

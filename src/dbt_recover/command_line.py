@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
+
+import msgspec
 
 from .errors import UsageError
 
@@ -112,8 +113,7 @@ RUNNING = frozenset({"build", "run", "test", "seed", "snapshot", "retry"})
 """Commands that execute nodes."""
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     """One flag as typed, with its canonical name."""
 
     name: str
@@ -126,14 +126,13 @@ class Option:
     """Typed before the command: `dbt --quiet build`."""
 
 
-@dataclass(frozen=True)
-class DbtCommand:
+class DbtCommand(msgspec.Struct, frozen=True):
     """A dbt command line, taken apart."""
 
     launcher: tuple[str, ...]
     """What starts dbt: ('dbt',), ('poetry', 'run', 'dbt'), ..."""
     command: str
-    options: tuple[Option, ...] = field(default=())
+    options: tuple[Option, ...] = ()
     rest: tuple[str, ...] = ()
     """Words that are neither: `generate` of `docs generate`, a macro's name."""
 
@@ -165,7 +164,11 @@ class DbtCommand:
                     limit = 1  # a target can be called `test`
                 following = words[:limit]
                 found = _options(word, following)
-                options += [replace(o, early=True) for o in found] if not command else found
+                options += (
+                    [msgspec.structs.replace(o, early=True) for o in found]
+                    if not command
+                    else found
+                )
                 words = following + words[limit:]
         return cls(launcher, command, tuple(options), tuple(rest))
 
@@ -185,11 +188,13 @@ class DbtCommand:
     def without(self, names: Iterable[str]) -> DbtCommand:
         """The same without these flags."""
         gone = frozenset(names)
-        return replace(self, options=tuple(o for o in self.options if o.name not in gone))
+        return msgspec.structs.replace(
+            self, options=tuple(o for o in self.options if o.name not in gone)
+        )
 
     def adding(self, *words: str) -> DbtCommand:
         """The same with these words at the end."""
-        return replace(self, options=(*self.options, Option("", (), words)))
+        return msgspec.structs.replace(self, options=(*self.options, Option("", (), words)))
 
     def argv(self) -> list[str]:
         """Back to words."""
@@ -273,10 +278,10 @@ def _options(word: str, following: list[str]) -> list[Option]:
         return (
             found
             if found[0].typed[0] == word
-            else [replace(found[0], typed=(word, *found[0].typed[1:]))]
+            else [msgspec.structs.replace(found[0], typed=(word, *found[0].typed[1:]))]
         )
     joined = (word, *found[-1].typed[1:])
-    return [replace(o, joined=joined, size=len(found)) for o in found]
+    return [msgspec.structs.replace(o, joined=joined, size=len(found)) for o in found]
 
 
 def _option(name: str, typed: str, values: list[str], following: list[str]) -> Option:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import UsageError
 
@@ -36,8 +35,7 @@ S3_OPTIONS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A configuration file, read."""
 
     path: Path | None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from .archive import Archive
 from .model import DeclaredStep
@@ -12,8 +13,7 @@ from .model import DeclaredStep
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Where:
+class Where(msgspec.Struct, frozen=True):
     """What belongs to this machine and this call, not to the run."""
 
     archive: Archive
@@ -25,8 +25,7 @@ class Where:
     """Where spools are kept; None is `.dbt-recover/spool` in the project."""
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Which run an invocation belongs to, as far as the caller knows."""
 
     run_id: str = ""
@@ -36,7 +35,7 @@ class Identity:
     logical_date: str = ""
     tries: int = 1
     """Airflow's try number."""
-    airflow: dict[str, str] = field(default_factory=dict)
+    airflow: dict[str, str] = {}
     pipeline: tuple[DeclaredStep, ...] = ()
     """The steps that the run is to have, as far as it was declared."""
 

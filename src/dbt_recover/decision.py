@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from .graph import BUILDABLE, TESTS, Graph
 
 
-@dataclass(frozen=True)
-class Changes:
+class Changes(msgspec.Struct, frozen=True):
     """What differs between the archived project and the one at hand."""
 
     nodes: frozenset[str] = frozenset()
@@ -22,8 +22,7 @@ class Changes:
     """False if the archive has nothing to compare with."""
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """What the user asked for."""
 
     tests: str = "rebuild"
@@ -36,8 +35,7 @@ class Policy:
     allow_non_idempotent: bool = False
 
 
-@dataclass(frozen=True)
-class PlannedNode:
+class PlannedNode(msgspec.Struct, frozen=True):
     """One node to run again."""
 
     unique_id: str
@@ -69,16 +67,14 @@ class PlannedNode:
         return "test" if self.resource_type in TESTS else "run"
 
 
-@dataclass(frozen=True)
-class LeftAlone:
+class LeftAlone(msgspec.Struct, frozen=True):
     """A node that someone might expect in the plan."""
 
     unique_id: str
     reason: str
 
 
-@dataclass(frozen=True)
-class PlanWarning:
+class PlanWarning(msgspec.Struct, frozen=True):
     """Something to know before going on; with a flag: it stops the retry until that is given."""
 
     code: str
@@ -88,16 +84,15 @@ class PlanWarning:
     allowed: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """The decision, in the order of execution."""
 
     nodes: tuple[PlannedNode, ...]
     left_alone: tuple[LeftAlone, ...] = ()
     warnings: tuple[PlanWarning, ...] = ()
-    dropped: tuple[str, ...] = field(default=())
+    dropped: tuple[str, ...] = ()
     """Nodes that must run for the run to be whole, and that --select or --exclude leaves out."""
-    replaced: Mapping[str, str] = field(default_factory=dict)
+    replaced: Mapping[str, str] = {}
     """Nodes that are gone from the project -> what runs in their place, or ''."""
 
     @property
@@ -111,8 +106,7 @@ class Plan:
         return tuple(w for w in self.warnings if w.flag and not w.allowed)
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """One node on its way into the plan."""
 
     cause: str

@@ -1,4 +1,4 @@
-"""Why a node failed, as a class: pure. The patterns are in failure_patterns.toml.
+"""Why a node failed, as a class: pure. The patterns are in failure_patterns/.
 
 The message is taken out of dbt's envelope (`Database Error in model NAME (PATH)`), then tried
 against specific text, the six-digit code, SQLSTATE and the first words, in this order. What nothing
@@ -8,19 +8,23 @@ matches is `unknown`, and never retried by itself.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import msgspec
 
+from .failure_patterns.entry import (
+    CODE,
+    DATA,
+    ORDER,
+    PERMISSION,
+    QUOTA,
+    TIMEOUT,
+    TRANSIENT,
+    UNKNOWN,
+    Pattern,
+)
 from .model import FAILURES, NodeResult, RunState
-
-TRANSIENT, TIMEOUT, PERMISSION = "transient", "timeout", "permission"
-CODE, DATA, QUOTA, UNKNOWN = "code", "data", "quota", "unknown"
-CLASSES = (TRANSIENT, TIMEOUT, PERMISSION, CODE, DATA, QUOTA, UNKNOWN)
 
 ADVICE: Mapping[str, str] = {
     TRANSIENT: "the same again may work",
@@ -34,8 +38,7 @@ ADVICE: Mapping[str, str] = {
 """class -> what a person does about it."""
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """What the class was told by."""
 
     by: str = ""
@@ -48,8 +51,7 @@ class Evidence:
     query_id: str = ""
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(msgspec.Struct, frozen=True):
     """Of one failed node."""
 
     unique_id: str
@@ -59,31 +61,7 @@ class Diagnosis:
     evidence: Evidence
 
 
-class Pattern(
-    msgspec.Struct, frozen=True, rename={"error_class": "class"}, forbid_unknown_fields=True
-):
-    """An entry of failure_patterns.toml; exactly one of text, code, sqlstate, prefix is set."""
-
-    error_class: str
-    adapters: list[str]
-    source: str
-    sample: str
-    text: str = ""
-    code: str = ""
-    sqlstate: str = ""
-    prefix: str = ""
-
-    @property
-    def kind(self) -> str:
-        """text, code, sqlstate or prefix."""
-        return next(k for k in ORDER if getattr(self, k))
-
-
-ORDER = ("text", "code", "sqlstate", "prefix")
-
-
-@dataclass(frozen=True)
-class Unwrapped:
+class Unwrapped(msgspec.Struct, frozen=True):
     """A message without dbt's envelope."""
 
     kind: str
@@ -142,10 +120,11 @@ def classify(message: str, adapter: str = "", query_id: str = "") -> tuple[str, 
         return Evidence(by, matched, code, sqlstate, query)
 
     for kind in ORDER:
-        for pattern, expression in _of_kind(kind):
+        for pattern in _of_kind(kind):
             if adapter and not {adapter, "*"} & set(pattern.adapters):
                 continue
-            if kind == "text" and expression is not None:
+            if kind == "text":
+                expression = _compiled(pattern.text)
                 quotes = "'" in pattern.text or '"' in pattern.text
                 for line, bare in told:
                     if match := expression.search(line if quotes else bare):
@@ -190,19 +169,19 @@ def diagnoses(state: RunState) -> dict[str, Diagnosis]:
 
 @cache
 def patterns() -> tuple[Pattern, ...]:
-    """All of failure_patterns.toml, in its order."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    document = tomllib.loads(Path(__file__).with_name("failure_patterns.toml").read_text("utf-8"))
-    return tuple(msgspec.convert(document["pattern"], list[Pattern]))
+    """All of failure_patterns/."""
+    from .failure_patterns import any_adapter, bigquery, databricks, duckdb, postgres, snowflake
+
+    modules = (snowflake, postgres, bigquery, databricks, duckdb, any_adapter)
+    return tuple(pattern for module in modules for pattern in module.PATTERNS)
 
 
 @cache
-def _of_kind(kind: str) -> list[tuple[Pattern, re.Pattern[str] | None]]:
-    return [
-        (p, re.compile(p.text, re.IGNORECASE) if p.text else None)
-        for p in patterns()
-        if p.kind == kind
-    ]
+def _of_kind(kind: str) -> list[Pattern]:
+    return [p for p in patterns() if p.kind == kind]
+
+
+@cache
+def _compiled(text: str) -> re.Pattern[str]:
+    # Each when it is first tried: those of other adapters would cost more than a whole plan.
+    return re.compile(text, re.IGNORECASE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 
 import msgspec
 
@@ -42,10 +41,10 @@ def with_durations(archive: Archive, run: LoadedRun, plan: Plan) -> Plan:
                     if result.status in SUCCESSES and result.execution_time:
                         seconds[uid] = result.execution_time
     nodes = [
-        n if n.seconds is not None else replace(n, seconds=seconds.get(n.unique_id))
+        n if n.seconds is not None else msgspec.structs.replace(n, seconds=seconds.get(n.unique_id))
         for n in plan.nodes
     ]
-    return replace(plan, nodes=tuple(nodes))
+    return msgspec.structs.replace(plan, nodes=tuple(nodes))
 
 
 def _last_whole(archive: Archive) -> RunPlace:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from . import checkout, layout
 from .artifacts import RunResults, read_run_results
+from .compact_graph import encode_graph
 from .context import Identity, Where, own_version
 from .errors import DamagedError, RefusedError, UsageError
 from .evidence import by_id
 from .graph import Graph
 from .layout import FORMAT_VERSION
-from .manifest import encode_graph, read_manifest
+from .manifest import read_manifest
 from .model import (
     SUCCESSES,
     Invocation,
@@ -78,7 +79,7 @@ def archive_finished(
     owner = where.archive.run_of_invocation(ran.invocation_id)
     if owner is not None:
         # Claimed by one who died before it was done: gone on with, in that run.
-        identity = replace(identity, run_id=owner.run_id)
+        identity = msgspec.structs.replace(identity, run_id=owner.run_id)
     if owner is not None and where.archive.has(owner, ran.invocation_id):
         complete_listing(where.archive, owner, ran.invocation_id)
         return Archived(owner.run_id, before=True)

@@ -47,7 +47,9 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     macros: Sequence[str] = ()
     """unique_ids of macros it depends on directly."""
     config: msgspec.Raw = msgspec.Raw(b"{}")
-    """The manifest's config object as raw JSON, decoded only by who asks for it."""
+    """The manifest's config object as raw JSON, where it is not one of the graph's `configs`."""
+    config_at: int = -1
+    """Its place in the graph's `configs`; -1 if it is not there. Graph.config_of finds it."""
     materialized: str = ""
     incremental_strategy: str = ""
     unique_key: bool = False
@@ -87,6 +89,7 @@ class Graph:
         macros: Mapping[str, list[str]] | None = None,
         macro_files: Mapping[str, str] | None = None,
         files: Mapping[str, str] | None = None,
+        configs: Sequence[msgspec.Raw] = (),
         selectors: Mapping[str, object] | None = None,
     ) -> None:
         self.nodes: dict[str, Node] = {n.unique_id: n for n in nodes}
@@ -99,14 +102,27 @@ class Graph:
         """macro unique_id -> file path relative to its package (own project only)."""
         self.files: dict[str, str] = dict(files or {})
         """project file (posix path relative to the project) -> sha256 hex when it was archived."""
+        self.configs = configs
+        """Config objects as raw JSON, each once: thousands of nodes have few different ones."""
         self.selectors: dict[str, object] = dict(selectors or {})
         """YAML selectors by name, as dbt resolved them into the manifest."""
+
+    def config_of(self, node: Node) -> msgspec.Raw:
+        """The node's config object as raw JSON, decoded only by who asks for it."""
+        return node.config if node.config_at < 0 else self.configs[node.config_at]
 
     @cached_property
     def parents(self) -> dict[str, list[str]]:
         """unique_id -> parents that are in the graph."""
         nodes = self.nodes
-        return {uid: [p for p in n.depends_on if p in nodes] for uid, n in nodes.items()}
+        known = nodes.__contains__
+        # Nearly always all of them are, and then the node's own list will do.
+        return {
+            uid: n.depends_on
+            if all(map(known, n.depends_on))
+            else [p for p in n.depends_on if known(p)]
+            for uid, n in nodes.items()
+        }
 
     @cached_property
     def children(self) -> dict[str, list[str]]:

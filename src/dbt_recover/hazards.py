@@ -108,7 +108,7 @@ def _may_have_committed(uid: str, draft: Draft, state: RunState, graph: Graph) -
     end = state.invocations[word.index].end
     if draft.cause == "failed":
         # Stopped from outside, or by a hook of its own that ran after its query.
-        return end in ("interrupted", "killed") or _has_post_hook(graph.nodes[uid])
+        return end in ("interrupted", "killed") or _has_post_hook(uid, graph)
     if draft.cause == "never_started" and end == "lost":
         # Of a lost machine the archive did not hear the last seconds.
         parents = [state.nodes[p] for p in graph.parents[uid] if p in state.nodes]
@@ -116,8 +116,8 @@ def _may_have_committed(uid: str, draft: Draft, state: RunState, graph: Graph) -
     return False
 
 
-def _has_post_hook(node: Node) -> bool:
-    config = msgspec.json.decode(node.config)
+def _has_post_hook(uid: str, graph: Graph) -> bool:
+    config = msgspec.json.decode(graph.config_of(graph.nodes[uid]))
     return bool(isinstance(config, dict) and (config.get("post-hook") or config.get("post_hook")))
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from .carry_out import Retried
 from .context import Say
-from .diagnose import ADVICE, TRANSIENT, Diagnosis, diagnoses
+from .diagnose import ADVICE, Diagnosis, diagnoses
 from .errors import EXIT_STILL_FAILING
+from .failure_patterns.entry import TRANSIENT
 from .load import LoadedRun
 from .model import as_word
 from .plan import Plan

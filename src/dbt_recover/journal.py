@@ -9,7 +9,6 @@ that was not.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 import msgspec
@@ -43,8 +42,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """The warehouse's id of a query that failed, where the adapter says it."""
 
 
-@dataclass
-class Journal:
+class Journal(msgspec.Struct):
     """What a set of records says of one invocation."""
 
     invocation_id: str = ""
@@ -57,12 +55,12 @@ class Journal:
     node_count: int | None = None
     """How many nodes dbt selected, where it said so."""
     ended: bool = False
-    results: dict[str, NodeResult] = field(default_factory=dict)
+    results: dict[str, NodeResult] = {}
     in_flight: frozenset[str] = frozenset()
     """Started, and no word of their end."""
-    artifacts: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, str] = {}
     """dbt's artifact type -> path it was written to."""
-    queries: dict[str, str] = field(default_factory=dict)
+    queries: dict[str, str] = {}
     """unique_id -> id of its last query that failed."""
 
     def with_query(self, result: NodeResult) -> NodeResult:
@@ -73,14 +71,13 @@ class Journal:
         return msgspec.structs.replace(result, query_id=query_id)
 
 
-@dataclass
-class _Execution:
+class _Execution(msgspec.Struct):
     """All that is known of one node."""
 
-    starts: set[str] = field(default_factory=set)
-    batch_starts: set[str] = field(default_factory=set)
-    finishes: dict[str, NodeResult] = field(default_factory=dict)
-    batches: dict[str, str] = field(default_factory=dict)
+    starts: set[str] = set()
+    batch_starts: set[str] = set()
+    finishes: dict[str, NodeResult] = {}
+    batches: dict[str, str] = {}
     """label -> status; empty while it runs."""
     first: tuple[int, str] | None = None
     """(index, label) of some batch, from which the others follow."""

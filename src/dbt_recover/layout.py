@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from urllib.parse import quote, unquote
+
+import msgspec
 
 from .errors import UsageError
 
@@ -99,8 +100,7 @@ def invocation_pointer(invocation_id: str) -> str:
     return f"ids/invocations/{encode_id(invocation_id)}.json"
 
 
-@dataclass(frozen=True, slots=True)
-class RunPlace:
+class RunPlace(msgspec.Struct, frozen=True):
     """Where a run's objects are."""
 
     date: str
@@ -173,8 +173,7 @@ class RunPlace:
         return RunPlace(self.date, self.time, encode_id(f"{self.run_id}/{step}"))
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True):
     """One invocation in a listing: all of it is in the key."""
 
     attempt: int
@@ -217,8 +216,7 @@ def _quote(text: str) -> str:
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """A key below runs/, taken apart."""
 
     place: RunPlace

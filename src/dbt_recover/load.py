@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from . import checkout
 from .archive import Archive
@@ -20,15 +22,15 @@ if TYPE_CHECKING:
 class Asking(Protocol):
     """Who may start dbt to learn what the archive does not say."""
 
-    def graph(self, invocation: Invocation) -> Graph:
-        """Today's graph of the project, parsed by dbt. DbtError if it cannot be parsed."""
+    def graph(self, invocation: Invocation, prepare: Callable[[Path], None] | None = None) -> Graph:
+        """Today's graph of the project, parsed by dbt. DbtError if it cannot be parsed. `prepare`
+        is called with dbt's target path before that."""
 
     def scope(self, invocation: Invocation) -> frozenset[str] | None:
         """What the invocation selects, asked of `dbt ls`; None if dbt cannot tell."""
 
 
-@dataclass(frozen=True)
-class LoadedRun:
+class LoadedRun(msgspec.Struct, frozen=True):
     """A run as the archive has it, and what is true of it."""
 
     place: RunPlace
@@ -99,7 +101,9 @@ class LoadedRun:
         merged = merge(kept, intended, unknown, graph=self.graph)
         nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
         state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
-        return replace(self, recorded=kept, state=state, intended=intended, scope=scope)
+        return msgspec.structs.replace(
+            self, recorded=kept, state=state, intended=intended, scope=scope
+        )
 
 
 def load(

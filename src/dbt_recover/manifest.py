@@ -1,4 +1,4 @@
-"""dbt's manifest.json, and the compact graph that the archive keeps in its place: bytes -> Graph.
+"""dbt's manifest.json: bytes -> Graph.
 
 A manifest of 28,000 nodes is 159 MB, and nearly all of that is SQL, columns and descriptions which
 no plan needs. So it is decoded with types: what is not named here is skipped, not built.
@@ -7,20 +7,14 @@ Schemas: https://schemas.getdbt.com/dbt/manifest/v12.json
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from mmap import mmap
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
 
+from dbt_recover.decoding import Buffer, collector_paused, decode
 from dbt_recover.errors import DamagedError
-from dbt_recover.graph import GRAPH_VERSION, Graph, Node
-
-Buffer: TypeAlias = bytes | bytearray | memoryview | mmap
-"""What can be read from. Nothing of it is kept by `read_graph`: a mapped file can be closed."""
+from dbt_recover.graph import Graph, Node
 
 OLDEST_MANIFEST = 9
 NEWEST_MANIFEST = 12
@@ -133,23 +127,6 @@ class _Head(msgspec.Struct, gc=False):
     metadata: _Metadata | None = None
 
 
-class _CompactGraph(msgspec.Struct, omit_defaults=True, gc=False):
-    """What the archive keeps: docs/archive-format.md describes it."""
-
-    version: int = 0
-    project_name: str = ""
-    dbt_version: str = ""
-    nodes: list[Node] = []
-    macros: dict[str, list[str]] = {}
-    macro_files: dict[str, str] = {}
-    files: dict[str, str] = {}
-    selectors: dict[str, Any] = {}
-
-
-class _CompactHead(msgspec.Struct, gc=False):
-    version: int = 0
-
-
 class ManifestInfo(msgspec.Struct, frozen=True, gc=False):
     """Where a manifest comes from."""
 
@@ -166,11 +143,6 @@ class ManifestInfo(msgspec.Struct, frozen=True, gc=False):
 _manifest_decoder = msgspec.json.Decoder(_Manifest)
 _head_decoder = msgspec.json.Decoder(_Head)
 _config_decoder = msgspec.json.Decoder(_Config | None)
-_compact_decoder = msgspec.json.Decoder(_CompactGraph)
-_compact_head_decoder = msgspec.json.Decoder(_CompactHead)
-_encoder = msgspec.json.Encoder()
-
-_T = TypeVar("_T")
 
 
 def read_graph(data: Buffer, *, name: str = "manifest.json") -> Graph:
@@ -183,16 +155,16 @@ def read_graph(data: Buffer, *, name: str = "manifest.json") -> Graph:
 
 def read_manifest(data: Buffer, *, name: str = "manifest.json") -> tuple[ManifestInfo, Graph]:
     """As `read_graph`, with where the manifest comes from."""
-    with _collector_paused():
+    with collector_paused():
         return _read_manifest(data, name)
 
 
 def _read_manifest(data: Buffer, name: str) -> tuple[ManifestInfo, Graph]:
     try:
-        raw = _decode(_manifest_decoder, data, name, "manifest")
+        raw = decode(_manifest_decoder, data, name, "manifest")
     except DamagedError:
         # A newer schema may not even have the shapes that are decoded here: then that is the news.
-        _check_schema(_decode(_head_decoder, data, name, "manifest").metadata, name)
+        _check_schema(decode(_head_decoder, data, name, "manifest").metadata, name)
         raise
     _check_schema(raw.metadata, name)
     if raw.metadata is None or raw.nodes is None:
@@ -209,6 +181,7 @@ def _read_manifest(data: Buffer, name: str) -> tuple[ManifestInfo, Graph]:
         dbt_schema_version=raw.metadata.dbt_schema_version or "",
     )
     nodes: list[Node] = []
+    configs: dict[bytes, int] = {}
     # The order is that of dbt's own look-up, should a unique_id occur twice.
     for kind, entries in (
         ("", raw.nodes),
@@ -221,7 +194,7 @@ def _read_manifest(data: Buffer, name: str) -> tuple[ManifestInfo, Graph]:
         ("saved_query", raw.saved_queries),
     ):
         for uid, entry in (entries or {}).items():
-            node = _node(uid, entry, kind, name)
+            node = _node(uid, entry, kind, name, configs)
             if node is not None:
                 nodes.append(node)
     macros = raw.macros or {}
@@ -235,64 +208,16 @@ def _read_manifest(data: Buffer, name: str) -> tuple[ManifestInfo, Graph]:
             for uid, m in macros.items()
             if m.package_name == project and m.original_file_path
         },
+        # Copies, or they would keep all of the manifest in memory.
+        configs=[msgspec.Raw(config) for config in configs],
         selectors=raw.selectors,
     )
     return info, graph
 
 
-def encode_graph(graph: Graph) -> bytes:
-    """The archive's compact graph: JSON, a tenth of the manifest; `decode_graph` reads it."""
-    return _encoder.encode(
-        _CompactGraph(
-            version=GRAPH_VERSION,
-            project_name=graph.project_name,
-            dbt_version=graph.dbt_version,
-            nodes=list(graph.nodes.values()),
-            macros=graph.macros,
-            macro_files=graph.macro_files,
-            files=graph.files,
-            selectors=graph.selectors,
-        )
-    )
-
-
-def decode_graph(data: Buffer, *, name: str = "graph.json") -> Graph:
-    """The graph that `encode_graph` wrote. The nodes' configs stay where they are, in `data`.
-
-    Raises DamagedError for what is empty, truncated, not a graph, or of a newer version.
-    """
-    try:
-        with _collector_paused():
-            raw = _decode(_compact_decoder, data, name, "graph")
-    except DamagedError:
-        _check_graph_version(_decode(_compact_head_decoder, data, name, "graph").version, name)
-        raise
-    _check_graph_version(raw.version, name)
-    return Graph(
-        raw.nodes,
-        project_name=raw.project_name,
-        dbt_version=raw.dbt_version,
-        macros=raw.macros,
-        macro_files=raw.macro_files,
-        files=raw.files,
-        selectors=raw.selectors,
-    )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Decoding makes no cycles, and the collector would walk each list made so far, many times."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _node(uid: str, entry: _Entry, kind: str, name: str) -> Node | None:
-    """Our node, or None for a disabled one. `kind` is that of the section it stands in."""
+def _node(uid: str, entry: _Entry, kind: str, name: str, configs: dict[bytes, int]) -> Node | None:
+    """Our node, or None for a disabled one. `kind` is that of the section it stands in; `configs`
+    grows by its config."""
     try:
         found = _config_decoder.decode(entry.config)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -322,8 +247,7 @@ def _node(uid: str, entry: _Entry, kind: str, name: str) -> Node | None:
         else "",
         depends_on=depends_on,
         macros=_macros(entry.depends_on) or (),
-        # A copy, or each config would keep all of the manifest in memory.
-        config=entry.config.copy() if found else _EMPTY_OBJECT,
+        config_at=configs.setdefault(bytes(entry.config), len(configs)) if found else -1,
         materialized=_text(config.materialized),
         incremental_strategy=strategy,
         unique_key=bool(config.unique_key),
@@ -397,19 +321,6 @@ def _owner(owner: _Owner | None) -> str:
     return ", ".join(owner.email) if isinstance(owner.email, list) else owner.email or ""
 
 
-def _decode(decoder: msgspec.json.Decoder[_T], data: Buffer, name: str, what: str) -> _T:
-    if not len(data):
-        raise DamagedError(f"{name} is empty")
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError as error:
-        raise DamagedError(f"{name} is not a dbt {what}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{name} is not whole JSON: {error}") from error
-    except RecursionError as error:
-        raise DamagedError(f"{name} is not a dbt {what}: it is nested too deeply") from error
-
-
 def _check_schema(metadata: _Metadata | None, name: str) -> None:
     """Refuse what is another artifact, or of a schema that we do not know."""
     found = _SCHEMA.search((metadata and metadata.dbt_schema_version) or "")
@@ -430,14 +341,3 @@ def _check_schema(metadata: _Metadata | None, name: str) -> None:
             f"v{OLDEST_MANIFEST} (dbt 1.5)",
             hint="upgrade dbt",
         )
-
-
-def _check_graph_version(version: int, name: str) -> None:
-    if version > GRAPH_VERSION:
-        raise DamagedError(
-            f"{name} has graph version {version}, and this dbt-recover knows none newer than "
-            f"{GRAPH_VERSION}",
-            hint="upgrade dbt-recover",
-        )
-    if version < 1:
-        raise DamagedError(f"{name} is not a graph of an archive: it has no version")

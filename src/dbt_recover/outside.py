@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 
 from .decision import Changes, Draft, is_buildable, name_of
-from .diagnose import DATA, diagnose
+from .diagnose import diagnose
+from .failure_patterns.entry import DATA
 from .graph import Graph
 from .model import RunState
 from .runstate import readers
@@ -39,20 +40,27 @@ def readers_of_mended_rows(
     found: dict[str, Draft] = {}
     for failed in sorted(u for u, d in drafts.items() if d.cause in ("failed", "batches")):
         node = graph.nodes.get(failed)
-        if node is None or not _of_data(failed, state, graph, tests=tests):
+        if node is None:
             continue
         above = graph.ancestors([failed])
         in_its_file = node.original_file_path.replace("\\", "/") in changes.files
         if in_its_file or failed in changes.nodes or above & changes.nodes:
             continue
-        for source in sorted(u for u in above if graph.nodes[u].resource_type == "source"):
+        others = [
+            (source, reader)
+            for source in sorted(u for u in above if graph.nodes[u].resource_type == "source")
+            for reader in readers(graph, source, scope)
+            if is_buildable(graph, reader) and reader not in drafts
+        ]
+        # What a message means is asked last: that takes longer than the rest of the plan.
+        if not others or not _of_data(failed, state, graph, tests=tests):
+            continue
+        for source, reader in others:
             reason = (
                 f"reads {name_of(graph, source)}, as {name_of(graph, failed)} does; that failed on "
                 "its rows and no code was edited, so the rows may be others now"
             )
-            for reader in readers(graph, source, scope):
-                if is_buildable(graph, reader) and reader not in drafts:
-                    found.setdefault(reader, Draft("source", reason, (failed, source)))
+            found.setdefault(reader, Draft("source", reason, (failed, source)))
     return found
 
 

@@ -4,7 +4,7 @@ not. A pure function: no I/O, no clock, no dbt. The rules are those of DESIGN.md
 
 from __future__ import annotations
 
-from dataclasses import replace
+import msgspec
 
 from .blame import Blame
 from .decision import (
@@ -66,9 +66,9 @@ def make_plan(
     blame = Blame(state, graph)
 
     for uid, node in state.nodes.items():
-        draft = _own_word(uid, node, state, graph, blame)
-        if draft is None:
+        if node.result.status in SUCCESSES:
             continue
+        draft = _own_word(uid, node, state, graph, blame)
         if uid.startswith("operation."):
             left.append(
                 LeftAlone(uid, f"hook: {node.result.status}; dbt runs hooks with every command")
@@ -110,7 +110,9 @@ def make_plan(
     for uid, successor in replaced.items():
         draft = chosen.pop(uid)
         if successor:
-            draft = replace(draft, reason=f"{draft.reason} (then {name_of(graph, uid)})")
+            draft = msgspec.structs.replace(
+                draft, reason=f"{draft.reason} (then {name_of(graph, uid)})"
+            )
             chosen.setdefault(successor, draft)
         else:
             left.append(LeftAlone(uid, "no longer in the project"))
@@ -129,12 +131,8 @@ def make_plan(
     return Plan(nodes, tuple(left), tuple(warnings), tuple(dropped), replaced)
 
 
-def _own_word(
-    uid: str, node: NodeState, state: RunState, graph: Graph, blame: Blame
-) -> Draft | None:
+def _own_word(uid: str, node: NodeState, state: RunState, graph: Graph, blame: Blame) -> Draft:
     status = node.result.status
-    if status in SUCCESSES:
-        return None
     if status == "partial success":
         done, missing = len(node.result.batches_done), len(node.result.batches_failed)
         if done + missing:

@@ -19,11 +19,12 @@ import msgspec
 
 from . import checkout, journal_v2
 from .archive import HEARTBEAT_SECONDS
+from .compact_graph import encode_graph
 from .errors import DamagedError, RecoverError
 from .interrupts import Interrupts
 from .journal import Journal, Record, fold
 from .journal_v1 import parse_event
-from .manifest import encode_graph, read_manifest
+from .manifest import read_manifest
 from .model import Artifact, Invocation, default_run_id
 from .publish import AlreadyArchived, Publication, Spool
 from .text_log import LogForm, TextLog

@@ -6,9 +6,12 @@ What most plans do without is imported where it is used: people wait for `plan`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from . import checkout
 from .archive import Archive
@@ -29,15 +32,16 @@ if TYPE_CHECKING:
 STRATEGIES = ("auto", "select", "retry", "defer")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """What the user asked of plan and retry."""
 
     strategy: str = "auto"
+    favor_state: bool = False
+    """With strategy defer: what is not built is read where the run built it, whatever the target has."""
     tests: str = "rebuild"
     select: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    overrides: Overrides = field(default_factory=Overrides)
+    overrides: Overrides = msgspec.field(default_factory=Overrides)
     allow_drift: bool = False
     allow_non_idempotent: bool = False
     allow_other_project: bool = False
@@ -84,7 +88,7 @@ def plan_run(
     if project is not None and changes is not None and changes.structural:
         current = checkout.fresh_graph(project)
         if current is None and asking is not None:
-            current = asking.graph(run.state.first)
+            current = asking.graph(run.state.first, partial(_prepared, archive, run))
         elif current is None:
             names = ", ".join(changes.structural[:3])
             unparsed = (
@@ -98,7 +102,9 @@ def plan_run(
         current = run.graph
     plan = make_plan(run.state, run.origin, policy, changes, current)
     if not plan.nodes:
-        return replace(plan, warnings=(*plan.warnings, *_unknown_scope(run, options, preview)))
+        return msgspec.structs.replace(
+            plan, warnings=(*plan.warnings, *_unknown_scope(run, options, preview))
+        )
     around = [
         *_at_work(run),
         *_unknown_scope(run, options, preview),
@@ -108,7 +114,15 @@ def plan_run(
     ]
     if archive is not None:
         around += _built_later(archive, run, plan, options)
-    return replace(plan, warnings=(*plan.warnings, *around, *unparsed))
+    return msgspec.structs.replace(plan, warnings=(*plan.warnings, *around, *unparsed))
+
+
+def _prepared(archive: Archive | None, run: LoadedRun, target: Path) -> None:
+    """What dbt had parsed for the run is put there: it parses again what was edited."""
+    from .parse_state import give_parse_state
+
+    if archive is not None:
+        give_parse_state(archive, run, target)
 
 
 _LATER_RUNS = 20
@@ -131,7 +145,7 @@ def _changes(run: LoadedRun, project: checkout.Project, archive: Archive | None)
         }
         if record.invocation.attempt > 1 and ran and (graph := archive.graph(record)) is not None:
             still -= ran - checkout.changes(graph, project).nodes
-    return replace(changes, nodes=frozenset(still))
+    return msgspec.structs.replace(changes, nodes=frozenset(still))
 
 
 def _built_later(
@@ -213,7 +227,7 @@ class Dbt:
         self._overrides = options.overrides
         self._dbt = dbt
 
-    def graph(self, invocation: Invocation) -> Graph:
+    def graph(self, invocation: Invocation, prepare: Callable[[Path], None] | None = None) -> Graph:
         """Today's graph. DbtError if the project cannot be parsed."""
         from .dbt import find_dbt
         from .dbt import run as run_dbt
@@ -225,18 +239,21 @@ class Dbt:
         executable = find_dbt(self._dbt, where.environ)
         base = restored(invocation, self._overrides, launcher=(executable,), cwd=where.cwd)
         kept = [o for o in base.options if o.name in _PARSE_FLAGS]
-        command = replace(base, command="parse", options=tuple(kept))
+        command = msgspec.structs.replace(base, command="parse", options=tuple(kept))
         project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
         environ = without_settings(where.environ)
         typed = bool(self._overrides.target or invocation.args.get("target"))
         command = unneeded_target(command, typed, project, environ, where.cwd)
         check_variables(command, project, environ, where.cwd)
+        target = checkout.target_path(project, command, where.environ)
+        if prepare is not None:
+            prepare(target)
         # dbt's words belong on stderr here: stdout is the plan's.
         with Interrupts() as interrupts:
             ended = run_dbt(
                 command.argv(), interrupts, env=environ, cwd=where.cwd, stdout=sys.stderr
             )
-        path = checkout.target_path(project, command, where.environ) / "manifest.json"
+        path = target / "manifest.json"
         if interrupts.received:
             raise SystemExit(exit_code_of(interrupts.received))
         if ended.exit_code != 0 or not path.is_file():

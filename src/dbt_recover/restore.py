@@ -5,9 +5,10 @@ for asking whether a recorded path exists here."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from .errors import RefusedError
 from .model import Invocation
@@ -34,11 +35,10 @@ _VALUED_FLAGS = {
 }
 
 
-@dataclass(frozen=True)
-class Overrides:
+class Overrides(msgspec.Struct, frozen=True):
     """What the user wants otherwise than the run had it."""
 
-    vars: Mapping[str, Any] = field(default_factory=dict)
+    vars: Mapping[str, Any] = {}
     """Laid over the run's own vars, name by name."""
     target: str = ""
     profile: str = ""
@@ -72,7 +72,7 @@ def restored(
     original = DbtCommand.parse(invocation.argv or ["dbt", invocation.command])
     args = invocation.args
     command = original.without(SELECTION | PATHS | {"--vars", "--target", "--threads", "--profile"})
-    command = replace(command, launcher=launcher, command="build", rest=())
+    command = msgspec.structs.replace(command, launcher=launcher, command="build", rest=())
     for key, flag in _TRUE_FLAGS.items():
         if args.get(key) and not command.has(flag, flag.replace("--", "--no-", 1)):
             command = DbtCommand.parse([*command.argv(), flag])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+
+import msgspec
 
 from . import checkout
 from .archive import HEARTBEAT_LOST_AFTER, HEARTBEAT_SECONDS, Archive
@@ -40,7 +41,11 @@ def exec_or_resume(
     if patience is None or not ended.run_id or ended.code != 1 or ended.interrupted:
         return ended.code
     return _again(
-        where, argv, replace(identity, run_id=ended.run_id), patience, not identity.run_id
+        where,
+        argv,
+        msgspec.structs.replace(identity, run_id=ended.run_id),
+        patience,
+        not identity.run_id,
     )
 
 
@@ -58,7 +63,10 @@ def _again(
         nonlocal attempt
         # Afresh: what was listed before the last attempt does not count.
         found = _earlier(
-            replace(where, archive=Archive(where.archive.storage)), identity, command, project
+            msgspec.structs.replace(where, archive=Archive(where.archive.storage)),
+            identity,
+            command,
+            project,
         )
         if found is None:
             raise NotFoundError("what this step has done so far cannot be read from the archive")

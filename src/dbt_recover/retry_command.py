@@ -3,9 +3,10 @@ and a command that selects by it. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from .artifacts import synthesise_run_results
 from .command_line import DbtCommand
@@ -20,16 +21,20 @@ def strategy_for(wanted: str, group: Group) -> str:
     return "retry" if any(n.batches for n in group.nodes) else "select"
 
 
-def retry_command(base: DbtCommand, command: str, strategy: str, state: Path) -> DbtCommand:
+def retry_command(
+    base: DbtCommand, command: str, strategy: str, state: Path, *, favor_state: bool = False
+) -> DbtCommand:
     """`base`, the settings of the run, as a command that executes what the state directory lists."""
     if strategy == "retry":
         kept = [o for o in base.options if o.name in _RETRY_FLAGS]
-        return replace(base, command="retry", options=tuple(kept)).adding("--state", str(state))
-    chosen = replace(base, command=command).adding(
+        return msgspec.structs.replace(base, command="retry", options=tuple(kept)).adding(
+            "--state", str(state)
+        )
+    chosen = msgspec.structs.replace(base, command=command).adding(
         "--select", "result:error", "--indirect-selection", "empty", "--state", str(state)
     )
     if strategy == "defer":
-        chosen = chosen.adding("--defer")
+        chosen = chosen.adding("--defer", *(["--favor-state"] if favor_state else []))
     return chosen.without(_NOT_FOR_TESTS) if command == "test" else chosen
 
 

@@ -59,6 +59,7 @@ def merge(
     """
     ordered = in_order(recorded)
     nodes: dict[str, NodeState] = {}
+    ephemeral = _ephemeral(graph)
     for index, record in enumerate(ordered):
         invocation = record.invocation
 
@@ -66,18 +67,15 @@ def merge(
             result: NodeResult, index: int = index, invocation: Invocation = invocation
         ) -> None:
             # dbt 1.10 and later list exposures among the results; there is nothing to execute.
-            if result.unique_id.startswith(NEVER_EXECUTED) or _is_ephemeral(
-                graph, result.unique_id
-            ):
+            uid = result.unique_id
+            if uid in ephemeral or uid.startswith(NEVER_EXECUTED):
                 return
-            before = nodes.get(result.unique_id)
+            before = nodes.get(uid)
             if before is not None and not any_target and invocation.intended is not None:
                 target = ordered[before.index].invocation.target
                 if target and invocation.target and target != invocation.target:
                     return
-            nodes[result.unique_id] = NodeState(
-                result, invocation.attempt, invocation.invocation_id, index
-            )
+            nodes[uid] = NodeState(result, invocation.attempt, invocation.invocation_id, index)
 
         for gone in invocation.replaced:
             nodes.pop(gone, None)
@@ -99,9 +97,9 @@ def merge(
     return RunState(first, [r.invocation for r in ordered], nodes, list(warnings))
 
 
-def _is_ephemeral(graph: Graph | None, uid: str) -> bool:
-    node = graph.nodes.get(uid) if graph is not None else None
-    return node is not None and node.materialized == "ephemeral"
+def _ephemeral(graph: Graph | None) -> set[str]:
+    nodes = graph.nodes.values() if graph is not None else ()
+    return {n.unique_id for n in nodes if n.materialized == "ephemeral"}
 
 
 def unsettled(state: RunState) -> dict[str, NodeState]:

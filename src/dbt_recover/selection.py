@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dbt_recover.graph import TESTS, Graph
-from dbt_recover.selection_methods import COMPARING, METHODS, Candidates
+from dbt_recover.selection_candidates import Candidates
+from dbt_recover.selection_methods import COMPARING, METHODS
 from dbt_recover.selection_rules import RESOURCE_TYPES, Rules, Unsupported
 from dbt_recover.selection_spec import (
     INDIRECT_SELECTIONS,
@@ -119,6 +120,7 @@ class _Evaluation:
                 project_name=graph.project_name,
                 macro_files=graph.macro_files,
                 files=graph.files,
+                configs=graph.configs,
             )
         self._graph = graph
         self._rules = rules

@@ -10,121 +10,16 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import translate
-from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
 
-from dbt_recover.graph import TESTS, Graph, Node
-from dbt_recover.selection_rules import RESOURCE_TYPES, Rules, Unsupported
-
-# These stand beside the `nodes` of a manifest, and some methods look at `nodes` only.
-_BESIDE_NODES = frozenset(
-    {
-        "exposure",
-        "function",
-        "metric",
-        "saved_query",
-        "semantic_model",
-        "source",
-        "unit_test",
-    }
-)
+from dbt_recover.graph import TESTS
+from dbt_recover.selection_candidates import Candidates, Parts, parts_of
+from dbt_recover.selection_rules import RESOURCE_TYPES, Unsupported
 
 _WILDCARD = re.compile(r"[*?[]")
-
-Parts: TypeAlias = tuple[str, ...]
-
-_K = TypeVar("_K", str, Parts)
-
-
-class Candidates:
-    """The nodes that can be selected, with what several methods need computed once."""
-
-    def __init__(self, graph: Graph, rules: Rules) -> None:
-        self.graph = graph
-        self.rules = rules
-        self.every = [
-            n
-            for n in graph.nodes.values()
-            if rules.saved_queries_everywhere or n.resource_type != "saved_query"
-        ]
-
-    def of_type(self, *resource_types: str) -> list[Node]:
-        return [n for n in self.graph.nodes.values() if n.resource_type in resource_types]
-
-    @cached_property
-    def parsed(self) -> list[Node]:
-        """What dbt keeps in the `nodes` of its manifest."""
-        return [n for n in self.graph.nodes.values() if n.resource_type not in _BESIDE_NODES]
-
-    @cached_property
-    def named(self) -> list[tuple[str, str, str, str]]:
-        """Of each node that `fqn:` looks at: unique_id, name, `name_v2` if it has versions, and the
-        fqn with dots."""
-        rows = []
-        for node in self.graph.nodes.values():
-            fqn = node.fqn
-            if node.resource_type == "source" or not fqn:
-                continue
-            if node.version and node.resource_type == "model" and len(fqn) > 1:
-                name, versioned = fqn[-2], "_".join(fqn[-2:])
-            else:
-                name, versioned = fqn[-1], ""
-            rows.append((node.unique_id, name, versioned, ".".join(fqn)))
-        return rows
-
-    @cached_property
-    def by_name(self) -> dict[str, list[str]]:
-        return _collected((name, uid) for uid, name, _, _ in self.named)
-
-    @cached_property
-    def by_versioned_name(self) -> dict[str, list[str]]:
-        return _collected((versioned, uid) for uid, _, versioned, _ in self.named if versioned)
-
-    @cached_property
-    def by_fqn(self) -> list[tuple[str, str]]:
-        """(fqn with a dot after each part, unique_id), with and without its package, sorted."""
-        rows = [(f"{dotted}.", uid) for uid, _, _, dotted in self.named]
-        rows += [(dotted.partition(".")[2], uid) for dotted, uid in rows]
-        rows.sort()
-        return rows
-
-    @cached_property
-    def by_file(self) -> dict[Parts, list[str]]:
-        """The file in which nodes are written, as the parts of its path."""
-        return _collected((_parts(n.original_file_path), n.unique_id) for n in self.every)
-
-    @cached_property
-    def by_patch(self) -> dict[Parts, list[str]]:
-        """The YAML file that configures nodes, as the parts of its path."""
-        return _collected(
-            (_parts(n.patch_path.partition("://")[2]), n.unique_id)
-            for n in self.every
-            if n.patch_path
-        )
-
-    @cached_property
-    def paths(self) -> dict[Parts, bool]:
-        """Each path of the project that we know of -> whether it is a directory.
-
-        dbt looks at the disk. We know the files that made nodes and macros, and those archived.
-        """
-        graph = self.graph
-        own = graph.project_name
-        files = {_parts(path) for path in (*graph.files, *graph.macro_files.values())}
-        for node in graph.nodes.values():
-            if node.package_name == own or not own:
-                files.add(_parts(node.original_file_path))
-            package, _, patch = node.patch_path.partition("://")
-            if patch and (package == own or not own):
-                files.add(_parts(patch))
-        files.discard(())
-        result = dict.fromkeys(files, False)
-        result.update(dict.fromkeys({f[:i] for f in files for i in range(len(f))}, True))
-        return result
-
 
 Method: TypeAlias = Callable[[Candidates, list[str], Any], Iterable[str]]
 """candidates, arguments (the parts of the method's name after its first dot), value -> unique_ids.
@@ -241,7 +136,7 @@ def _path(candidates: Candidates, _: list[str], value: str) -> Iterable[str]:
 
 def _globbed(candidates: Candidates, pattern: str) -> set[Parts]:
     """As Python's `Path.glob` on the project's directory."""
-    parts = _parts(pattern)
+    parts = parts_of(pattern)
     if not parts or pattern.startswith("/") or ".." in parts or "\\" in pattern:
         raise Unsupported(f'"{pattern}" is not a path below the project')
     if any("**" in part and part != "**" for part in parts):
@@ -249,8 +144,12 @@ def _globbed(candidates: Candidates, pattern: str) -> set[Parts]:
     directories_only = pattern.endswith("/") or parts[-1] == "**"
     if not _WILDCARD.search(pattern):
         known = candidates.paths.get(parts)
+        if known is None and parts in candidates.doubtful:
+            raise Unsupported(f'"{pattern}": whether the project has it is not in the archive')
         return {parts} if known or (known is False and not directories_only) else set()
     tests = [None if part == "**" else matcher(part) for part in parts]
+    if any(_glob_matches(path, tests) for path in candidates.doubtful):
+        raise Unsupported(f'"{pattern}": which files the project has is not in the archive')
     return {
         path
         for path, is_directory in candidates.paths.items()
@@ -311,8 +210,14 @@ def _configured(candidates: Candidates, arguments: list[str]) -> Iterable[tuple[
         "_OneKey", [("value", Any, msgspec.UNSET)], rename={"value": arguments[0]}
     )
     decode = msgspec.json.Decoder(one_key).decode
+    graph = candidates.graph
+    shared = [decode(config).value for config in graph.configs]  # type: ignore[attr-defined]
     for node in (*candidates.parsed, *candidates.of_type("source")):
-        found: Any = decode(node.config).value  # type: ignore[attr-defined]
+        found: Any = (
+            decode(node.config).value  # type: ignore[attr-defined]
+            if node.config_at < 0
+            else shared[node.config_at]
+        )
         for name in arguments[1:]:
             # dbt tries the attribute first: `config.meta.items` is a method there, never the key.
             if not isinstance(found, dict) or hasattr(found, name) or name not in found:
@@ -403,15 +308,3 @@ METHODS: dict[str, Method] = {
 COMPARING = frozenset({"result", "source_status", "state"})
 """Methods that compare with artifacts of another run. To evaluate them, give `Candidates` those
 artifacts and METHODS a function for each; until then they are left to dbt."""
-
-
-def _parts(path: str) -> Parts:
-    """A path as dbt wrote it, also on Windows, in parts."""
-    return tuple(p for p in path.replace("\\", "/").split("/") if p not in ("", "."))
-
-
-def _collected(pairs: Iterable[tuple[_K, str]]) -> dict[_K, list[str]]:
-    result: dict[_K, list[str]] = {}
-    for key, uid in pairs:
-        result.setdefault(key, []).append(uid)
-    return result

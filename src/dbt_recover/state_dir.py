@@ -16,11 +16,14 @@ from .stream import save
 
 
 def write_manifest(archive: Archive, run: LoadedRun, directory: Path) -> None:
-    """Put the run's latest manifest.json into directory. RefusedError if it has none."""
+    """Put the run's latest manifest.json into directory: not that of a retry into another target,
+    which names the relations there. RefusedError if it has none."""
+    own = {r.invocation.target for r in run.recorded if r.invocation.intended is None} - {""}
     commits = [
         archive.commit_of(run.place, r.invocation.invocation_id)
         for r in reversed(run.recorded)
         if r.invocation.end not in ("lost", "running", NEVER_BEGAN)
+        and (r.invocation.intended is None or not own or r.invocation.target in {"", *own})
     ]
     for commit in commits:
         for artifact in commit.artifacts:

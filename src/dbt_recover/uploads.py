@@ -20,12 +20,13 @@ import msgspec
 
 from . import layout
 from .artifacts import RunResults, read_run_results
+from .compact_graph import encode_graph
 from .context import Identity
 from .errors import DamagedError, RefusedError
 from .finished import finished_commit
 from .graph import Graph
 from .layout import FORMAT_VERSION, RunPlace
-from .manifest import encode_graph, read_manifest
+from .manifest import read_manifest
 from .model import Artifact, RunInfo, default_run_id
 from .records import Commit, Results, summarise
 from .storage.base import MissingKey, Storage

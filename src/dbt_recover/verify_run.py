@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from . import layout
+from .compact_graph import decode_graph
 from .errors import DamagedError
 from .journal import Record
 from .layout import FORMAT_VERSION, RunPlace, Summary, encode_id, parse_record_key
-from .manifest import decode_graph
 from .model import Artifact
 from .records import (
     MAX_RECORD,

@@ -11,8 +11,9 @@ import builtins
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+import msgspec
 
 from ..errors import DamagedError, RecoverError, UsageError
 
@@ -34,8 +35,7 @@ class PreconditionFailed(RecoverError):
     exit_code = 11
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One listed object."""
 
     key: str
@@ -43,8 +43,7 @@ class Entry:
     """Bytes as stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(msgspec.Struct, frozen=True):
     """What a store knows of one object."""
 
     size: int
@@ -54,8 +53,7 @@ class Stat:
     """Seconds since it was last written, by the store's own clock (not this machine's)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True):
     """An object read whole."""
 
     data: bytes

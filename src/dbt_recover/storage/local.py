@@ -14,7 +14,6 @@ import builtins
 import errno
 import io
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -253,7 +252,7 @@ class LocalStorage:
         if_match: str | None,
     ) -> str:
         exists = self._is_object(folder, name, key)
-        temporary = ".##" + secrets.token_hex(8)
+        temporary = ".##" + os.urandom(8).hex()
         try:
             if if_absent and exists:
                 if not self._ahead_known:

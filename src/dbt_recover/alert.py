@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from . import redact
-from .diagnose import ADVICE, Diagnosis, diagnoses, unwrap
+from .diagnose import ADVICE, Diagnosis, diagnoses, gave_up, unwrap
 from .graph import TESTS, Graph
 from .load import LoadedRun
 from .model import IN_FLIGHT, SKIPPED, UNRECORDED, RunState
@@ -36,6 +36,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class GaveUp:
+    """Why dbt itself gave up."""
+
+    error_class: str
+    advice: str
+    error: str
+    """As a Failure's."""
+
+
+@dataclass(frozen=True)
 class Exposure:
     """Who reads what was not built."""
 
@@ -54,6 +64,8 @@ class Alert:
     attempts: int
     total: int
     failures: tuple[Failure, ...] = ()
+    gave_up: tuple[GaveUp, ...] = ()
+    """Where dbt itself did, as when it cannot connect, and has left nodes undone."""
     blocked: tuple[str, ...] = ()
     """Names of models, seeds and snapshots that were not built."""
     exposures: tuple[Exposure, ...] = ()
@@ -90,6 +102,14 @@ def alert_of(
         failures=tuple(
             _failure(state, graph, causes[u], full, hidden)
             for u in sorted(causes, key=lambda u: (u.split(".")[0] in TESTS, u))
+        ),
+        gave_up=tuple(
+            GaveUp(
+                c.error_class,
+                ADVICE[c.error_class],
+                redact.line(c.summary, c.error_class, hidden),
+            )
+            for c in gave_up(state)
         ),
         blocked=tuple(
             name_of(graph, u) for u in sorted(left) if u.split(".")[0] not in {*TESTS, "operation"}

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
-from .model import FAILURES, NodeResult, RunState
+from .model import FAILURES, IN_FLIGHT, UNRECORDED, Invocation, NodeResult, RunState
 
 TRANSIENT, TIMEOUT, PERMISSION = "transient", "timeout", "permission"
 CODE, DATA, QUOTA, UNKNOWN = "code", "data", "quota", "unknown"
@@ -50,9 +50,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Of one failed node."""
+    """Of one failed node, or of dbt itself."""
 
     unique_id: str
+    """Empty: of dbt itself, which gave up."""
     error_class: str
     summary: str
     """The first line of the real error."""
@@ -93,7 +94,11 @@ class Unwrapped:
 
 _ENVELOPE = re.compile(r"^\s*(\w+) Error(?: in [\w ]+? \S.*\(.*\))?\s*$")
 _COMPILED_AT = re.compile(r"^\s*compiled (?:code|sql) at ", re.IGNORECASE)
-_UNIT_TEST = re.compile(r"^\s*An error occurred during execution of unit test ")
+_AROUND = re.compile(
+    r"^\s*(?:An error occurred during execution of unit test |"
+    r"Database error while listing schemas in database )"
+)
+"""Lines between two envelopes."""
 
 
 def unwrap(message: str) -> Unwrapped:
@@ -105,7 +110,7 @@ def unwrap(message: str) -> Unwrapped:
         envelope = _ENVELOPE.match(lines[0])
         if envelope:
             kind = envelope[1]
-        elif not (_UNIT_TEST.match(lines[0]) and _ENVELOPE.match(lines[1])):
+        elif not (_AROUND.match(lines[0]) and _ENVELOPE.match(lines[1])):
             break
         lines = lines[1:]
     return Unwrapped(kind, tuple(ln.strip() for ln in lines))
@@ -169,6 +174,29 @@ def diagnose(result: NodeResult, adapter: str = "") -> Diagnosis:
         error_class, evidence = classify(result.message, adapter, result.query_id)
     summary = _summary(unwrap(result.message).lines) or result.status
     return Diagnosis(result.unique_id, error_class, summary, evidence)
+
+
+def of_dbt(invocation: Invocation) -> Diagnosis | None:
+    """Why dbt itself gave up; None if it did not."""
+    if not invocation.error:
+        return None
+    error_class, evidence = classify(invocation.error, invocation.adapter_type)
+    summary = _summary(unwrap(invocation.error).lines)
+    return Diagnosis("", error_class, summary, evidence)
+
+
+def gave_up(state: RunState, among: Collection[str] | None = None) -> list[Diagnosis]:
+    """Why dbt itself gave up, of each invocation that left nodes undone by that (those given, or
+    any)."""
+    left = {
+        node.index
+        for uid, node in state.nodes.items()
+        if node.result.status in (UNRECORDED, IN_FLIGHT) and (among is None or uid in among)
+    }
+    if not state.nodes:
+        left = {len(state.invocations) - 1}
+    found = (of_dbt(i) for n, i in enumerate(state.invocations) if n in left)
+    return [cause for cause in found if cause is not None]
 
 
 def _summary(lines: tuple[str, ...]) -> str:

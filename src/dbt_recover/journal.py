@@ -21,7 +21,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of the journal."""
 
     event: str
-    """invocation, start, finish, batch_start, batch_finish, query, artifact, end."""
+    """invocation, start, finish, batch_start, batch_finish, query, artifact, error, end."""
     invocation_id: str = ""
     at: str = ""
     node: str = ""
@@ -41,6 +41,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     success: bool | None = None
     query_id: str = ""
     """The warehouse's id of a query that failed, where the adapter says it."""
+    message: str = ""
+    """Why dbt itself gave up."""
 
 
 @dataclass
@@ -57,6 +59,8 @@ class Journal:
     node_count: int | None = None
     """How many nodes dbt selected, where it said so."""
     ended: bool = False
+    error: str = ""
+    """Why dbt itself gave up, where it did; empty if what failed were nodes."""
     results: dict[str, NodeResult] = field(default_factory=dict)
     in_flight: frozenset[str] = frozenset()
     """Started, and no word of their end."""
@@ -112,6 +116,8 @@ def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
             journal.artifacts[record.status] = record.path
         elif record.event == "end":
             journal.ended = True
+        elif record.event == "error":
+            journal.error = record.message
         else:
             journal.dbt_version = record.dbt_version or journal.dbt_version
             journal.adapter_type = record.adapter_type or journal.adapter_type

@@ -141,6 +141,12 @@ def test_envelopes_come_off_one_by_one() -> None:
     assert unwrap("").lines == ()
 
 
+def test_a_hook_is_read_like_a_node() -> None:
+    told = 'shop.on-run-end.0 failed, error:\n Binder Error: Referenced column "x" was not found\n'
+    said = diagnose(NodeResult("operation.shop.shop-on-run-end-0", "error", told), "duckdb")
+    assert (said.error_class, said.summary[:13]) == (CODE, "Binder Error:")
+
+
 def test_evidence_has_code_sqlstate_and_query_id() -> None:
     message = (
         "Database Error in model orders (models/orders.sql)\n"

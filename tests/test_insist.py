@@ -16,9 +16,9 @@ import pytest
 from dbt_recover.carry_out import NothingRan, Retried
 from dbt_recover.diagnose import Diagnosis, Evidence
 from dbt_recover.errors import EXIT_STILL_FAILING, UsageError
-from dbt_recover.insist import LONGEST_PAUSE, Patience, insist
+from dbt_recover.insist import LONGEST_PAUSE, Patience, in_the_way, insist
 from dbt_recover.load import LoadedRun
-from dbt_recover.model import RunInfo, RunState
+from dbt_recover.model import Invocation, NodeResult, NodeState, RunInfo, RunState
 from dbt_recover.plan import Plan
 from projects import RELAY, Checkout, written
 
@@ -226,3 +226,17 @@ def test_a_dbt_that_never_runs_a_node_is_bounded_too() -> None:
     tried(2)
     assert (len(waited), causes) == (1, [])
     assert "not retried: dbt itself failed with class permission: no password" in said[-1]
+
+
+def test_a_failed_hook_would_fail_again() -> None:
+    """It is in no plan, and runs with any command."""
+    run = RunInfo("r", "")
+    states = {
+        "model.p.m": NodeState(NodeResult("model.p.m", "error", "deadlock detected"), 1, "i", 0),
+        "operation.p.h": NodeState(
+            NodeResult("operation.p.h", "error", "permission denied for table t"), 1, "i", 0
+        ),
+    }
+    state = RunState(run, [Invocation("i", run, adapter_type="postgres")], states)
+    (cause,) = in_the_way(state, ["model.p.m"], frozenset({"transient"}))
+    assert (cause.unique_id, cause.error_class) == ("operation.p.h", "permission")

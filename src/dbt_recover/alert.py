@@ -107,7 +107,7 @@ def alert_of(
             GaveUp(
                 c.error_class,
                 ADVICE[c.error_class],
-                redact.line(c.summary, c.error_class, hidden),
+                _line(c, hidden),
             )
             for c in gave_up(state)
         ),
@@ -136,12 +136,24 @@ def _failure(
         result.status,
         cause.error_class,
         ADVICE[cause.error_class],
-        redact.whole(unwrap(result.message).lines, hidden)
+        _cut(redact.whole(unwrap(result.message).lines, hidden), _LONGEST_WHOLE)
         if full
-        else redact.line(cause.summary, cause.error_class, hidden),
+        else _line(cause, hidden),
         node.original_file_path if node else "",
         cause.evidence.query_id,
     )
+
+
+_LONGEST, _LONGEST_WHOLE = 1000, 20_000
+"""Characters of an error; a warehouse can quote a megabyte of somebody's JSON."""
+
+
+def _line(cause: Diagnosis, hidden: tuple[str, ...]) -> str:
+    return _cut(redact.line(cause.summary, cause.error_class, hidden), _LONGEST)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _exposures(graph: Graph, untrue: set[str]) -> tuple[Exposure, ...]:

@@ -99,6 +99,7 @@ _AROUND = re.compile(
     r"Database error while listing schemas in database )"
 )
 """Lines between two envelopes."""
+_HOOK = re.compile(r"^\s*\S+\.on-run-(?:start|end)\.\d+ failed, error:\s*$")
 
 
 def unwrap(message: str) -> Unwrapped:
@@ -110,7 +111,9 @@ def unwrap(message: str) -> Unwrapped:
         envelope = _ENVELOPE.match(lines[0])
         if envelope:
             kind = envelope[1]
-        elif not (_AROUND.match(lines[0]) and _ENVELOPE.match(lines[1])):
+        elif not _HOOK.match(lines[0]) and not (
+            _AROUND.match(lines[0]) and _ENVELOPE.match(lines[1])
+        ):
             break
         lines = lines[1:]
     return Unwrapped(kind, tuple(ln.strip() for ln in lines))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .carry_out import NothingRan, Retried
@@ -41,10 +41,14 @@ class Patience:
 
 
 def in_the_way(state: RunState, planned: Sequence[str], classes: frozenset[str]) -> list[Diagnosis]:
-    """Failures of another class among what would run again, dbt's own first."""
+    """Failures of another class among what would run again, dbt's own first. Hooks run again with
+    any command."""
     ids = set(planned)
-    nodes = [c for c in diagnoses(state).values() if c.unique_id in ids]
-    return _others([*gave_up(state, ids), *nodes], classes)
+    return _others([*gave_up(state, ids), *_among(diagnoses(state), ids)], classes)
+
+
+def _among(causes: Mapping[str, Diagnosis], ids: Container[str]) -> list[Diagnosis]:
+    return [c for u, c in causes.items() if u in ids or u.startswith("operation.")]
 
 
 def _others(causes: Iterable[Diagnosis], classes: frozenset[str]) -> list[Diagnosis]:
@@ -79,8 +83,8 @@ def insist(
             so_far = done if so_far is None else _both(so_far, done)
             if done.outcome != "failing":
                 return so_far
-            nodes = [done.why[r.unique_id] for r in done.still_failing if r.unique_id in done.why]
-            failing = [*done.gave_up, *nodes]
+            nodes = {r.unique_id for r in done.still_failing}
+            failing = [*done.gave_up, *_among(done.why, nodes)]
         others = _others(failing, patience.classes)
         first = f": {_who(failing[0])}: {failing[0].summary}" if failing else ""
         if others:

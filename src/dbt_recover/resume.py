@@ -96,7 +96,7 @@ def _again(
         if not diagnoses(run.state) and not gave_up(run.state):
             where.say("dbt-recover: not retried: dbt does not say why it failed")
             return code
-        if not in_the_way(run.state, plan.ids, patience.classes):
+        if plan.nodes and not in_the_way(run.state, plan.ids, patience.classes):
             where.say(f"dbt-recover: retry 1 of {patience.attempts} in {seconds:.0f} s")
             time.sleep(seconds)
         done = insist(look, once, patience, where.say)

@@ -240,3 +240,14 @@ def test_a_failed_hook_would_fail_again() -> None:
     state = RunState(run, [Invocation("i", run, adapter_type="postgres")], states)
     (cause,) = in_the_way(state, ["model.p.m"], frozenset({"transient"}))
     assert (cause.unique_id, cause.error_class) == ("operation.p.h", "permission")
+
+
+@pytest.mark.parametrize("status, stops", [("error", True), ("never started", False)])
+def test_what_says_nothing(status: str, stops: bool) -> None:
+    """A failure without a word is unknown, and never retried by itself; what a kill left undone is
+    no failure."""
+    run = RunInfo("r", "")
+    states = {"model.p.m": NodeState(NodeResult("model.p.m", status), 1, "i", 0)}
+    state = RunState(run, [Invocation("i", run, adapter_type="snowflake")], states)
+    found = in_the_way(state, ["model.p.m"], frozenset({"transient"}))
+    assert [(c.error_class, c.summary) for c in found] == ([("unknown", "error")] if stops else [])

@@ -347,6 +347,25 @@ def test_the_service_does_not_let_one_in(front: Front, tmp_path: Path) -> None:
         assert (ran.code, ran.json["executed"]) == (0, [STG_PLANS]), ran
 
 
+def test_the_service_is_gone_for_good(front: Front, tmp_path: Path) -> None:
+    """In the middle of a query the connector asks again without end: who started it gives up."""
+    with tcp_front(front.port) as tcp:
+        front.tcp = tcp
+        here = project(tmp_path / "here", front, "GONE")
+        gone = building(front, "stg_plans", gone=True)
+        command = ("dbt", "build", "--select", "raw_plans", "stg_plans")
+        with here.start("exec", "--", *command, "--exclude", "resource_type:test") as running:
+            running.until(gone.came.is_set, "the service is gone")
+            running.dbt()
+            running.signal(signal.SIGTERM)
+            ran = running.end()
+        assert ran.code not in (0, 1), ran
+        assert here.recover("show", "-o", "json").json["in_flight"] == [STG_PLANS]
+        tcp.open()
+        ran = here.recover("retry", "-o", "json")
+        assert (ran.code, ran.json["executed"]) == (0, [STG_PLANS]), ran
+
+
 # The connector waits a minute for an answer, and dbt-snowflake cannot be told otherwise.
 _IMPATIENT = """
 try:

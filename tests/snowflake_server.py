@@ -22,6 +22,7 @@ from typing import Any
 
 from projects import PATIENCE, REAL_DBT
 from servers import ServerUnavailable, free_ports
+from tcp_front import TcpFront
 
 WAREHOUSES = REAL_DBT.parents[2] / ".venvs" / "warehouses" / "bin"
 """The environment with dbt-snowflake, dbt-postgres and fakesnow."""
@@ -46,6 +47,14 @@ class Rule:
     """Seconds to wait before the server sees it."""
     hold: bool = False
     """Kept until the session is canceled, or for good."""
+    cut: int = 0
+    """The server carries it out, and of the answer only so many bytes arrive."""
+    silent: bool = False
+    """The server carries it out, and the connection stays open without a word."""
+    gone: bool = False
+    """The whole service goes away: nobody listens any more, and all connections are reset."""
+    shut: bool = False
+    """Nobody is let in any more; whoever has a connection keeps it."""
     came: threading.Event = field(default_factory=threading.Event)
 
 
@@ -59,6 +68,10 @@ class Front:
     seen: list[str] = field(default_factory=list)
     """The text of every query, in order."""
     canceled: threading.Event = field(default_factory=threading.Event)
+    tcp: TcpFront | None = None
+    """What is before this one, for `cut`, `silent` and `gone`."""
+    login: tuple[int, bytes] | None = None
+    """(HTTP status, body) that a login is answered, instead of the server's."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, rule: Rule) -> Rule:
@@ -122,6 +135,8 @@ def _front(upstream: int) -> Iterator[Front]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             rule = None
+            if self.path.startswith("/session/v1/login-request") and front.login:
+                return self._answer(front.login[1], front.login[0])
             if self.path.startswith("/queries/v1/query-request"):
                 plain = gzip.decompress(body) if self.headers.get("Content-Encoding") else body
                 text = str(json.loads(plain)["sqlText"])
@@ -135,6 +150,8 @@ def _front(upstream: int) -> Iterator[Front]:
                 time.sleep(rule.delay)
                 if rule.answer is not None:
                     return self._answer(error(*rule.answer))
+                if front.tcp is not None:
+                    self._break(rule, front.tcp)
                 if rule.reset:
                     return self._reset()
                 if rule.hold:
@@ -145,6 +162,16 @@ def _front(upstream: int) -> Iterator[Front]:
             if content is None or (rule is not None and rule.lose_answer):
                 return self._reset()
             return self._answer(content)
+
+        def _break(self, rule: Rule, tcp: TcpFront) -> None:
+            if rule.cut:
+                tcp.cut(self.client_address[1], rule.cut)
+            if rule.silent:
+                tcp.hold(self.client_address[1])
+            if rule.gone:
+                tcp.close()
+            if rule.shut:
+                tcp.shut()
 
         def _forward(self, body: bytes) -> bytes | None:
             server = HTTPConnection("127.0.0.1", upstream, timeout=PATIENCE)
@@ -165,8 +192,8 @@ def _front(upstream: int) -> Iterator[Front]:
                 return error("001003", "42000", f"SQL compilation error:\n{said[:300]}")
             return _with_query_id(content)
 
-        def _answer(self, content: bytes) -> None:
-            self.send_response(200)
+        def _answer(self, content: bytes, status: int = 200) -> None:
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbt_recover.diagnose import Evidence, classify, diagnose, diagnoses, patterns, unwrap
-from dbt_recover.failure_patterns.entry import (
+from dbt_recover.diagnose import (
     CLASSES,
     CODE,
     DATA,
@@ -13,7 +12,13 @@ from dbt_recover.failure_patterns.entry import (
     PERMISSION,
     TRANSIENT,
     UNKNOWN,
+    Evidence,
     Pattern,
+    classify,
+    diagnose,
+    diagnoses,
+    patterns,
+    unwrap,
 )
 from dbt_recover.model import Invocation, NodeResult, NodeState, RunInfo, RunState
 
@@ -134,6 +139,12 @@ def test_envelopes_come_off_one_by_one() -> None:
     assert unwrap("just words").lines == ("just words",)
     assert unwrap("Database Error").lines == ("Database Error",)
     assert unwrap("").lines == ()
+
+
+def test_a_hook_is_read_like_a_node() -> None:
+    told = 'shop.on-run-end.0 failed, error:\n Binder Error: Referenced column "x" was not found\n'
+    said = diagnose(NodeResult("operation.shop.shop-on-run-end-0", "error", told), "duckdb")
+    assert (said.error_class, said.summary[:13]) == (CODE, "Binder Error:")
 
 
 def test_evidence_has_code_sqlstate_and_query_id() -> None:

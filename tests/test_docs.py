@@ -40,8 +40,7 @@ from dbt_recover.alert import Alert, Exposure, Failure
 from dbt_recover.carry_out import Retried
 from dbt_recover.config import check_names, read_file
 from dbt_recover.context import Identity
-from dbt_recover.diagnose import ADVICE, diagnoses
-from dbt_recover.failure_patterns.entry import CLASSES
+from dbt_recover.diagnose import ADVICE, CLASSES, diagnoses
 from dbt_recover.graph import Graph, Node
 from dbt_recover.model import (
     Invocation,

@@ -8,11 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from dbt_recover.carry_out import NothingRan, Retried
+from dbt_recover.diagnose import Diagnosis, Evidence
 from dbt_recover.errors import EXIT_STILL_FAILING, UsageError
-from dbt_recover.insist import LONGEST_PAUSE, Patience
+from dbt_recover.insist import LONGEST_PAUSE, Patience, in_the_way, insist
+from dbt_recover.load import LoadedRun
+from dbt_recover.model import Invocation, NodeResult, NodeState, RunInfo, RunState
+from dbt_recover.plan import Plan
 from projects import RELAY, Checkout, written
 
 slow = pytest.mark.slow
@@ -147,3 +154,100 @@ def test_how_often_without_what_is_no_sense(tmp_path: Path) -> None:
     ran = project(tmp_path / "here").recover("retry", "--attempts", "2")
     assert ran.code == UsageError.exit_code
     assert "--on transient" in ran.err
+
+
+@slow
+def test_a_dbt_that_cannot_connect_at_all(tmp_path: Path) -> None:
+    """The warehouse itself is locked: dbt ends before its first node."""
+    here = project(tmp_path / "here").having(COLUMN="nonsense")
+    (here.root / "models" / "reader.sql").write_text("select id from {{ ref('first') }}")
+    with lock(here.database) as holder:
+        assert here.recover("exec", "--", "dbt", "build").code == 2
+        shown = here.recover("show", "-o", "json").json
+        assert shown["counts"] == {"never started": 3}
+        assert [(i["exit_code"], i["class"]) for i in shown["invocations"]] == [(2, "transient")]
+        assert "Could not set lock on file" in shown["invocations"][0]["error"]
+        assert "dbt itself gave up (transient): IO Error" in here.recover("show").out
+        told = here.recover("notify").out
+        assert "failed: dbt itself gave up (transient), 3 not built" in told
+
+        refused = here.recover("retry", "--on", "code")
+        assert refused.code == EXIT_STILL_FAILING
+        assert "not retried: dbt itself failed with class transient" in refused.err
+        assert len(here.calls) == 1, "dbt was not started"
+
+        command = ("retry", "--on", "transient", "--attempts", "2", "--backoff", "4", "-o", "json")
+        with here.start(*command) as running:
+            running.until(lambda: "retry 2 of 2 in" in running.ran().err, "it says that it waits")
+            assert holder.stdin
+            holder.stdin.close()
+            holder.wait(30)
+            ran = running.end()
+    # It connects now, and a column is not there.
+    assert (ran.code, ran.json["attempt"]) == (EXIT_STILL_FAILING, 3), ran
+    assert f"not retried: {LAST} failed with class code" in ran.err
+    assert sorted(ran.json["executed"]) == sorted([FIRST, READER, LAST])
+
+    # Nor is what dbt cannot even parse tried again.
+    (here.root / "models" / "first.sql").write_text("select {{ nonsense( }}")
+    ran = here.recover("exec", "--retry-transient", "2", "--", "dbt", "build")
+    assert ran.code == 2
+    assert "not retried: dbt itself failed with class code: " in ran.err
+    assert "mend the code" in ran.err
+    assert len(here.calls) == 2, "one more, by this exec"
+
+
+def test_a_dbt_that_never_runs_a_node_is_bounded_too() -> None:
+    causes = [Diagnosis("", "transient", "connection refused", Evidence())] * 3
+    run = SimpleNamespace(
+        state=RunState(RunInfo("r", ""), [], {}), place=SimpleNamespace(run_id="r")
+    )
+    said: list[str] = []
+    waited: list[float] = []
+
+    def once(*_: object) -> Retried:
+        raise NothingRan("dbt ended", hint="", code=2, cause=causes.pop())
+
+    def tried(attempts: int) -> None:
+        with pytest.raises(NothingRan) as raised:
+            insist(
+                lambda: cast("tuple[LoadedRun, Plan]", (run, Plan(()))),
+                once,
+                Patience(attempts=attempts, backoff=10),
+                said.append,
+                waited.append,
+            )
+        assert raised.value.code == 2
+
+    tried(2)
+    assert len(waited) == 1
+    assert said[-1].endswith("still failing after 2 of 2 retries: dbt itself: connection refused")
+    causes[:] = [Diagnosis("", "permission", "no password", Evidence())]
+    tried(2)
+    assert (len(waited), causes) == (1, [])
+    assert "not retried: dbt itself failed with class permission: no password" in said[-1]
+
+
+def test_a_failed_hook_would_fail_again() -> None:
+    """It is in no plan, and runs with any command."""
+    run = RunInfo("r", "")
+    states = {
+        "model.p.m": NodeState(NodeResult("model.p.m", "error", "deadlock detected"), 1, "i", 0),
+        "operation.p.h": NodeState(
+            NodeResult("operation.p.h", "error", "permission denied for table t"), 1, "i", 0
+        ),
+    }
+    state = RunState(run, [Invocation("i", run, adapter_type="postgres")], states)
+    (cause,) = in_the_way(state, ["model.p.m"], frozenset({"transient"}))
+    assert (cause.unique_id, cause.error_class) == ("operation.p.h", "permission")
+
+
+@pytest.mark.parametrize("status, stops", [("error", True), ("never started", False)])
+def test_what_says_nothing(status: str, stops: bool) -> None:
+    """A failure without a word is unknown, and never retried by itself; what a kill left undone is
+    no failure."""
+    run = RunInfo("r", "")
+    states = {"model.p.m": NodeState(NodeResult("model.p.m", status), 1, "i", 0)}
+    state = RunState(run, [Invocation("i", run, adapter_type="snowflake")], states)
+    found = in_the_way(state, ["model.p.m"], frozenset({"transient"}))
+    assert [(c.error_class, c.summary) for c in found] == ([("unknown", "error")] if stops else [])

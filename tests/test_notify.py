@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -136,6 +137,36 @@ def test_slack_takes_one_failure_however_long_its_words() -> None:
     run = run_of({f"model.shop.{name}": state}, nodes, FIRST)
     for full in (False, True):
         is_valid(slack.message(alert_of(run, full=full), full=full))
+
+
+def test_an_error_of_a_megabyte_is_cut() -> None:
+    message = "Database Error in model a (a.sql)\n  " + "syntax error " * 100_000
+    run = run_of(
+        {"model.shop.a": NodeState(NodeResult("model.shop.a", "error", message), 1, "i1", 0)},
+        Graph([Node("model.shop.a", "model", "a")]),
+        FIRST,
+    )
+    assert len(json.dumps(alerts.document(alert_of(run)))) < 2_000
+    assert len(json.dumps(alerts.document(alert_of(run, full=True)))) < 25_000
+
+
+def test_why_dbt_itself_gave_up_is_told_of() -> None:
+    error = (
+        'Runtime Error\n  Database error while listing schemas in database "SHOP"\n'
+        "  Database Error\n    250001: Could not connect to Snowflake backend after 2 attempt(s)."
+        "Aborting password=hunter2"
+    )
+    first = msgspec.structs.replace(FIRST, adapter_type="snowflake", error=error)
+    ids = [f"model.shop.m{n}" for n in range(3)]
+    left = {u: NodeState(NodeResult(u, "never started"), 1, "i1", 0) for u in ids}
+    alert = alert_of(run_of(left, Graph([Node(u, "model", u[-2:]) for u in ids]), first))
+    message = slack.message(alert)
+    is_valid(message)
+    assert "failed: dbt itself gave up (transient), 3 not built" in message["text"]
+    for said in (json.dumps(message), json.dumps(alerts.document(alert)), alerts.text(alert)):
+        assert "250001: Could not connect to Snowflake backend" in said
+        assert "hunter2" not in said
+        assert "listing schemas" not in said
 
 
 def test_nothing_in_a_message_mentions_or_links() -> None:
@@ -389,6 +420,31 @@ def test_a_webhook_that_keeps_one_waiting_is_left(how: Callable[[Hook], None]) -
             "it answered 429 Too Many Requests",
         )
         assert time.monotonic() - began < 30, "the bound was 1 s"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\x00\xff nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 404 /services/geheim is not here\r\nContent-Length: 999999999\r\n\r\nx",
+    ],
+)
+def test_answers_that_are_none(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as client:
+                client.recv(1 << 16)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        trouble = post(f"http://127.0.0.1:{server.getsockname()[1]}/services/geheim", {})
+        thread.join()
+    assert trouble.startswith("it ")
+    assert "geheim" not in trouble
 
 
 def test_nobody_there_and_a_certificate_of_its_own(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from postgres_server import Postgres, postgres_server
 from projects import Checkout, written
 from servers import ServerUnavailable
 from snowflake_server import WAREHOUSES
+from tcp_front import tcp_front
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ pg:
       dbname: postgres
       schema: "{{ env_var('PG_SCHEMA') }}"
       threads: 2
-      connect_timeout: 5
+      connect_timeout: 2
       retries: 0
 """
 
@@ -133,6 +134,47 @@ def test_a_backend_is_ended_in_the_middle_of_a_query(server: Postgres, tmp_path:
     )
     assert "held: error (transient)" in here.recover("show").out
     recovers(here, server, "ended", [HELD, LAST], "--on", "transient")
+
+
+def test_the_wire_to_the_server(server: Postgres, tmp_path: Path) -> None:
+    """Nobody listens, then somebody who never says a word; and an answer that ends in the middle."""
+    schema = "wire"
+    here = project(tmp_path / "here", server, schema)
+    with tcp_front(server.port, opened=False) as tcp:
+        here = here.having(PG_PORT=tcp.port)
+        build = ("dbt", "build", "--exclude", "deadly")
+        with here.start(
+            "exec", "--retry-transient", "3", "--backoff", "1", "--", *build
+        ) as running:
+            running.until(lambda: "retry 1 of 3 in" in running.ran().err, "refused")
+            tcp.mute = True
+            tcp.open()
+            running.until(lambda: "retry 2 of 3 in" in running.ran().err, "not answered")
+            tcp.mute = False
+            ran = running.end()
+        assert ran.code == 0, ran.out + ran.err
+        assert "Connection refused" in ran.out
+        # connect_timeout: 2 of the profile.
+        assert "timeout expired" in ran.out
+        assert "recovered by attempt 3: " in ran.err
+        shown = here.recover("show", "-o", "json").json
+        assert [i["class"] for i in shown["invocations"]] == ["transient", "transient", None]
+
+        holder = session(server, f"select pg_advisory_lock(hashtext('{schema}'))")
+        try:
+            with here.start("exec", "--", *build) as running:
+                asks = "from pg_stat_activity where wait_event = 'advisory' and usename = 'transformer'"
+                server.waits(f"select count(*) = 1 {asks}")
+                tcp.cut(int(server.sql(f"select client_port {asks}")), 3)
+                holder.communicate("")
+                assert running.end().code == 1
+        finally:
+            holder.communicate("")
+        ((failed, (error_class, _)),) = failures(here).items()
+        assert (failed, error_class) == (HELD, "transient")
+        ran = here.recover("retry", "--on", "transient", "-o", "json")
+        assert (ran.code, ran.json["outcome"]) == (0, "recovered"), ran
+        assert server.tables(schema)["last"] == ["1|10|", "2|20|"]
 
 
 def test_two_runs_in_a_deadlock(server: Postgres, tmp_path: Path) -> None:

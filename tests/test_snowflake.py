@@ -13,7 +13,8 @@ import pytest
 
 from projects import Checkout, demo
 from servers import ServerUnavailable
-from snowflake_server import WAREHOUSES, Front, Rule, snowflake_server, tables
+from snowflake_server import WAREHOUSES, Front, Rule, error, snowflake_server, tables
+from tcp_front import tcp_front
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,7 @@ b2b_analytics:
       host: localhost
       port: "{{ env_var('PORT') | int }}"
       protocol: http
+      reuse_connections: "{{ env_var('REUSE', 'True') | as_bool }}"
     repair:
       <<: *prod
       schema: dbt_repair
@@ -70,6 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
 def front(server: Front) -> Iterator[Front]:
     yield server
     server.rules.clear()
+    server.login = server.tcp = None
     server.seen.clear()
     server.canceled.set()
     server.canceled.clear()
@@ -83,7 +86,7 @@ def project(home: Path, front: Front, database: str) -> Checkout:
         SNOWFLAKE_USER="dbt",
         SNOWFLAKE_PASSWORD="geheim",
         SNOWFLAKE_DATABASE=database,
-        PORT=front.port,
+        PORT=front.tcp.port if front.tcp else front.port,
     )
     (here.root / "profiles.yml").write_text(_PROFILE)
     return here
@@ -303,3 +306,91 @@ def test_a_lock_and_a_bad_line_pass_by_themselves(
     assert [i["exit_code"] for i in shown["invocations"]] == [1, 0]
     assert here.calls[-1].executed[0].startswith("model.b2b_analytics.fct_payments")
     assert tables(front, "WEATHER") == clean
+
+
+def test_the_service_does_not_let_one_in(front: Front, tmp_path: Path) -> None:
+    """At the first connection, so that nothing runs; then with a wrong password; then in the
+    middle, where only what has a connection goes on."""
+    with tcp_front(front.port) as tcp:
+        front.tcp = tcp
+        here = project(tmp_path / "here", front, "LOGIN").having(REUSE="False")
+        names = ("raw_plans", "raw_invoices", "stg_plans", "stg_invoices")
+        command = ("dbt", "build", "--threads", "1", "--select", *names)
+        words = ("exec", "--retry-transient", "2", "--backoff", "4", "--", *command)
+        refused = "Incorrect username or password was specified."
+        front.login = (503, b"")
+        with here.start(*words, "--exclude", "resource_type:test") as running:
+            running.until(lambda: "retry 1 of 2 in" in running.ran().err, "it says that it waits")
+            front.login = (200, error("390100", "08001", refused))
+            ran = running.end()
+        assert ran.code == 2, "as dbt did"
+        assert "250001: Could not connect to Snowflake backend" in ran.out
+        assert "not retried: dbt itself failed with class permission: 390100 (28000)" in ran.err
+        assert "mend the credentials" in ran.err
+        told = here.recover("notify").out
+        assert "dbt itself gave up (permission)" in told
+        assert refused in told
+
+        front.login = None
+        building(front, "stg_invoices", shut=True)
+        ran = here.recover("retry")
+        assert ran.code == 1, ran
+        ((failed, said),) = failures(here).items()
+        assert (failed, said["class"], said["evidence"]["code"]) == (
+            STG_PLANS,
+            "transient",
+            "250001",
+        )
+        assert here.plan() == [STG_PLANS]
+        tcp.open()
+        ran = here.recover("retry", "--on", "transient", "-o", "json")
+        assert (ran.code, ran.json["executed"]) == (0, [STG_PLANS]), ran
+
+
+def test_the_service_is_gone_for_good(front: Front, tmp_path: Path) -> None:
+    """In the middle of a query the connector asks again without end: who started it gives up."""
+    with tcp_front(front.port) as tcp:
+        front.tcp = tcp
+        here = project(tmp_path / "here", front, "GONE")
+        gone = building(front, "stg_plans", gone=True)
+        command = ("dbt", "build", "--select", "raw_plans", "stg_plans")
+        with here.start("exec", "--", *command, "--exclude", "resource_type:test") as running:
+            running.until(gone.came.is_set, "the service is gone")
+            running.dbt()
+            running.signal(signal.SIGTERM)
+            ran = running.end()
+        assert ran.code not in (0, 1), ran
+        assert here.recover("show", "-o", "json").json["in_flight"] == [STG_PLANS]
+        tcp.open()
+        ran = here.recover("retry", "-o", "json")
+        assert (ran.code, ran.json["executed"]) == (0, [STG_PLANS]), ran
+
+
+# The connector waits a minute for an answer, and dbt-snowflake cannot be told otherwise.
+_IMPATIENT = """
+try:
+    from snowflake.connector import network
+    network.DEFAULT_SOCKET_CONNECT_TIMEOUT = 3
+except ImportError:
+    pass
+"""
+
+
+def test_bytes_that_do_not_arrive(front: Front, clean: dict[str, Any], tmp_path: Path) -> None:
+    """The connector asks again, and for as long as it takes: no node fails."""
+    with tcp_front(front.port) as tcp:
+        front.tcp = tcp
+        (tmp_path / "sitecustomize.py").write_text(_IMPATIENT)
+        here = project(tmp_path / "here", front, "BYTES").having(PYTHONPATH=tmp_path)
+        here.mend()
+        cut = building(front, "stg_plans", cut=100)
+        silent = building(front, "stg_invoices", silent=True)
+        gone = building(front, "dim_accounts", gone=True)
+        with here.start("exec", "--", "dbt", "build", *LEFT_OUT) as running:
+            running.until(gone.came.is_set, "the whole service is gone")
+            tcp.open()
+            ran = running.end()
+        assert ran.code == 0, ran.out + ran.err
+        assert cut.came.is_set()
+        assert silent.came.is_set()
+        assert tables(front, "BYTES") == clean

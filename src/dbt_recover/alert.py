@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from . import redact
-from .diagnose import ADVICE, Diagnosis, diagnoses, unwrap
+from .diagnose import ADVICE, Diagnosis, diagnoses, gave_up, unwrap
 from .graph import TESTS, Graph
 from .load import LoadedRun
 from .model import IN_FLIGHT, SKIPPED, UNRECORDED, RunState
@@ -36,6 +36,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class GaveUp:
+    """Why dbt itself gave up."""
+
+    error_class: str
+    advice: str
+    error: str
+    """As a Failure's."""
+
+
+@dataclass(frozen=True)
 class Exposure:
     """Who reads what was not built."""
 
@@ -54,6 +64,8 @@ class Alert:
     attempts: int
     total: int
     failures: tuple[Failure, ...] = ()
+    gave_up: tuple[GaveUp, ...] = ()
+    """Where dbt itself did, as when it cannot connect, and has left nodes undone."""
     blocked: tuple[str, ...] = ()
     """Names of models, seeds and snapshots that were not built."""
     exposures: tuple[Exposure, ...] = ()
@@ -91,6 +103,14 @@ def alert_of(
             _failure(state, graph, causes[u], full, hidden)
             for u in sorted(causes, key=lambda u: (u.split(".")[0] in TESTS, u))
         ),
+        gave_up=tuple(
+            GaveUp(
+                c.error_class,
+                ADVICE[c.error_class],
+                _line(c, hidden),
+            )
+            for c in gave_up(state)
+        ),
         blocked=tuple(
             name_of(graph, u) for u in sorted(left) if u.split(".")[0] not in {*TESTS, "operation"}
         ),
@@ -116,12 +136,24 @@ def _failure(
         result.status,
         cause.error_class,
         ADVICE[cause.error_class],
-        redact.whole(unwrap(result.message).lines, hidden)
+        _cut(redact.whole(unwrap(result.message).lines, hidden), _LONGEST_WHOLE)
         if full
-        else redact.line(cause.summary, cause.error_class, hidden),
+        else _line(cause, hidden),
         node.original_file_path if node else "",
         cause.evidence.query_id,
     )
+
+
+_LONGEST, _LONGEST_WHOLE = 1000, 20_000
+"""Characters of an error; a warehouse can quote a megabyte of somebody's JSON."""
+
+
+def _line(cause: Diagnosis, hidden: tuple[str, ...]) -> str:
+    return _cut(redact.line(cause.summary, cause.error_class, hidden), _LONGEST)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _exposures(graph: Graph, untrue: set[str]) -> tuple[Exposure, ...]:

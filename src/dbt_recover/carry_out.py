@@ -18,7 +18,7 @@ from .command_line import starred
 from .context import Identity, Where
 from .dbt import find_dbt
 from .decision import is_buildable
-from .diagnose import Diagnosis, diagnoses
+from .diagnose import Diagnosis, diagnoses, gave_up, of_dbt
 from .errors import (
     EXIT_RECOVERED,
     EXIT_STILL_FAILING,
@@ -63,6 +63,19 @@ class Retried:
     """The target, where it was another than the run's: the run itself is then as it was."""
     why: Mapping[str, Diagnosis] = field(default_factory=dict)
     """Of what is still failing, the class of its failure."""
+    gave_up: Sequence[Diagnosis] = ()
+    """Why dbt itself gave up, where that has left nodes undone."""
+
+
+class NothingRan(DbtError):
+    """dbt gave up before it ran a node."""
+
+    def __init__(self, message: str, *, hint: str, code: int, cause: Diagnosis | None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        """dbt's exit code."""
+        self.cause = cause
+        """Why, where dbt said it."""
 
 
 def _verdict(state: RunState, run: LoadedRun, options: Options) -> Verdict:
@@ -223,9 +236,11 @@ def _ran_nothing(outcome: Outcome, nodes: Sequence[PlannedNode]) -> DbtError:
             + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""),
             hint="is this the project, and the version of it, that the run was made with?",
         )
-    return DbtError(
+    return NothingRan(
         f"dbt ended with exit code {outcome.ended.exit_code} before it ran a node",
         hint="its output above says why; mend it and retry again",
+        code=outcome.ended.exit_code,
+        cause=of_dbt(outcome.recorded.invocation),
     )
 
 
@@ -379,4 +394,5 @@ def _outcome(
         seconds,
         len(state.nodes),
         why=diagnoses(state),
+        gave_up=gave_up(state),
     )

@@ -32,6 +32,7 @@ JOURNALLED = frozenset(
         "AdapterRegistered",
         "LogHookStartLine",
         "LogHookEndLine",
+        "MainEncounteredError",
     }
 )
 """The events that the journal is read from, by name."""

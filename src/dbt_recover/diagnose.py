@@ -1,4 +1,4 @@
-"""Why a node failed, as a class: pure. The patterns are in failure_patterns/.
+"""Why a node failed, as a class: pure. The patterns are in failure_patterns.json.
 
 The message is taken out of dbt's envelope (`Database Error in model NAME (PATH)`), then tried
 against specific text, the six-digit code, SQLSTATE and the first words, in this order. What nothing
@@ -8,23 +8,17 @@ matches is `unknown`, and never retried by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
+from pathlib import Path
 
 import msgspec
 
-from .failure_patterns.entry import (
-    CODE,
-    DATA,
-    ORDER,
-    PERMISSION,
-    QUOTA,
-    TIMEOUT,
-    TRANSIENT,
-    UNKNOWN,
-    Pattern,
-)
-from .model import FAILURES, NodeResult, RunState
+from .model import FAILURES, IN_FLIGHT, UNRECORDED, Invocation, NodeResult, RunState
+
+TRANSIENT, TIMEOUT, PERMISSION = "transient", "timeout", "permission"
+CODE, DATA, QUOTA, UNKNOWN = "code", "data", "quota", "unknown"
+CLASSES = (TRANSIENT, TIMEOUT, PERMISSION, CODE, DATA, QUOTA, UNKNOWN)
 
 ADVICE: Mapping[str, str] = {
     TRANSIENT: "the same again may work",
@@ -52,13 +46,49 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """Of one failed node."""
+    """Of one failed node, or of dbt itself."""
 
     unique_id: str
+    """Empty: of dbt itself, which gave up."""
     error_class: str
     summary: str
     """The first line of the real error."""
     evidence: Evidence
+
+
+class Pattern(
+    msgspec.Struct, frozen=True, rename={"error_class": "class"}, forbid_unknown_fields=True
+):
+    """An entry of failure_patterns.json; exactly one of text, code, sqlstate, prefix is set."""
+
+    error_class: str
+    """transient: the same again may work. timeout: a limit of time that somebody set. permission,
+    code, data: a person has to change something. quota: a limit of money, memory, disk or number."""
+    adapters: tuple[str, ...]
+    """dbt's adapter types that say it; ("*",) is any."""
+    source: str
+    """Where the message is documented, reported or written in source."""
+    sample: str
+    """The message in the shape the source describes, in dbt's envelope; names of models are made
+    up, and where the source gives only the code, so are the words."""
+    text: str = ""
+    """A regular expression, searched line by line in the error that dbt's envelope holds."""
+    code: str = ""
+    """Snowflake's six digits."""
+    sqlstate: str = ""
+    """Where the adapter passes it on. Never 57014, 02000 or 08001, which each mean several things,
+    and none of the general ones (22000, 42000)."""
+    prefix: str = ""
+    """The first words of the error; "dbt:" stands for the envelope's own kind."""
+
+    @property
+    def kind(self) -> str:
+        """text, code, sqlstate or prefix."""
+        return next(k for k in ORDER if getattr(self, k))
+
+
+ORDER = ("text", "code", "sqlstate", "prefix")
+"""The kinds of pattern, in the order of trial; within each, the order of the file."""
 
 
 class Unwrapped(msgspec.Struct, frozen=True):
@@ -71,7 +101,12 @@ class Unwrapped(msgspec.Struct, frozen=True):
 
 _ENVELOPE = re.compile(r"^\s*(\w+) Error(?: in [\w ]+? \S.*\(.*\))?\s*$")
 _COMPILED_AT = re.compile(r"^\s*compiled (?:code|sql) at ", re.IGNORECASE)
-_UNIT_TEST = re.compile(r"^\s*An error occurred during execution of unit test ")
+_AROUND = re.compile(
+    r"^\s*(?:An error occurred during execution of unit test |"
+    r"Database error while listing schemas in database )"
+)
+"""Lines between two envelopes."""
+_HOOK = re.compile(r"^\s*\S+\.on-run-(?:start|end)\.\d+ failed, error:\s*$")
 
 
 def unwrap(message: str) -> Unwrapped:
@@ -83,7 +118,9 @@ def unwrap(message: str) -> Unwrapped:
         envelope = _ENVELOPE.match(lines[0])
         if envelope:
             kind = envelope[1]
-        elif not (_UNIT_TEST.match(lines[0]) and _ENVELOPE.match(lines[1])):
+        elif not _HOOK.match(lines[0]) and not (
+            _AROUND.match(lines[0]) and _ENVELOPE.match(lines[1])
+        ):
             break
         lines = lines[1:]
     return Unwrapped(kind, tuple(ln.strip() for ln in lines))
@@ -150,6 +187,29 @@ def diagnose(result: NodeResult, adapter: str = "") -> Diagnosis:
     return Diagnosis(result.unique_id, error_class, summary, evidence)
 
 
+def of_dbt(invocation: Invocation) -> Diagnosis | None:
+    """Why dbt itself gave up; None if it did not."""
+    if not invocation.error:
+        return None
+    error_class, evidence = classify(invocation.error, invocation.adapter_type)
+    summary = _summary(unwrap(invocation.error).lines)
+    return Diagnosis("", error_class, summary, evidence)
+
+
+def gave_up(state: RunState, among: Collection[str] | None = None) -> list[Diagnosis]:
+    """Why dbt itself gave up, of each invocation that left nodes undone by that (those given, or
+    any)."""
+    left = {
+        node.index
+        for uid, node in state.nodes.items()
+        if node.result.status in (UNRECORDED, IN_FLIGHT) and (among is None or uid in among)
+    }
+    if not state.nodes:
+        left = {len(state.invocations) - 1}
+    found = (of_dbt(i) for n, i in enumerate(state.invocations) if n in left)
+    return [cause for cause in found if cause is not None]
+
+
 def _summary(lines: tuple[str, ...]) -> str:
     """The first line; Snowflake's says only what kind of error it is, and the second which."""
     if len(lines) > 1 and (lines[0].endswith(":") or "SQL compilation error:" in lines[0]):
@@ -169,11 +229,11 @@ def diagnoses(state: RunState) -> dict[str, Diagnosis]:
 
 @cache
 def patterns() -> tuple[Pattern, ...]:
-    """All of failure_patterns/."""
-    from .failure_patterns import any_adapter, bigquery, databricks, duckdb, postgres, snowflake
-
-    modules = (snowflake, postgres, bigquery, databricks, duckdb, any_adapter)
-    return tuple(pattern for module in modules for pattern in module.PATTERNS)
+    """All of failure_patterns.json, in its order; every entry is walked by tests/test_diagnose.py,
+    in both directions: its sample gets its class by this very entry."""
+    # JSON, for `plan` reads it each time: to parse TOML would take longer than to decide the plan.
+    data = Path(__file__).with_name("failure_patterns.json").read_bytes()
+    return msgspec.json.decode(data, type=tuple[Pattern, ...])
 
 
 @cache

@@ -14,7 +14,7 @@ import msgspec
 from . import dbt, layout
 from .artifacts import RunResults, read_run_results
 from .clock import now
-from .command_line import scrubbed, secret_values
+from .command_line import scrub, scrubbed, secret_values
 from .errors import DamagedError
 from .journal import Journal
 from .layout import FORMAT_VERSION
@@ -68,6 +68,7 @@ def put_together(
     )
     complete = is_complete(ended, own is not None, journal, results)
     base = recorder.invocation
+    end = _end(ended, complete)
     invocation = msgspec.structs.replace(
         base,
         invocation_id=invocation_id,
@@ -78,8 +79,10 @@ def put_together(
         target=journal.target,
         ended=now() if ended else journal.last,
         exit_code=ended.exit_code if ended else None,
-        end=_end(ended, complete),
+        end=end,
         node_count=journal.node_count,
+        # An interrupted dbt has only done what it was told.
+        error=scrub(journal.error, secret_values()) if end == "exit" else "",
     )
     commit = Commit(
         FORMAT_VERSION,

@@ -281,6 +281,8 @@ class Exited:
     run_id: str = ""
     """Empty if nothing was recorded."""
     interrupted: bool = False
+    invocation: Invocation | None = None
+    """As it was recorded."""
 
 
 def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exited:
@@ -313,7 +315,8 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exite
         there = f" --project-dir {shlex.quote(there)}" if there else ""
         kept = "recorded as" if outcome.delivered else "kept here, until the archive has it, as"
         where.say(f"dbt-recover: {kept} run {outcome.run_id}; next: dbt-recover{there} plan")
-    return Exited(code, outcome.run_id, bool(interrupts.received))
+    invocation = outcome.recorded.invocation
+    return Exited(code, outcome.run_id, bool(interrupts.received), invocation)
 
 
 def _exit_code(ended: dbt.Ended) -> int:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .carry_out import Retried
+from .carry_out import NothingRan, Retried
 from .context import Say
-from .diagnose import ADVICE, Diagnosis, diagnoses
+from .diagnose import ADVICE, TRANSIENT, Diagnosis, diagnoses, gave_up
 from .errors import EXIT_STILL_FAILING
-from .failure_patterns.entry import TRANSIENT
 from .load import LoadedRun
-from .model import as_word
+from .model import RunState, as_word
 from .plan import Plan
 
 BACKOFF_SECONDS = 30.0
@@ -41,12 +40,19 @@ class Patience:
         return length * (0.5 + chance())
 
 
-def in_the_way(
-    causes: Iterable[Diagnosis], planned: Sequence[str], classes: frozenset[str]
-) -> list[Diagnosis]:
-    """Failures of another class among what would run again."""
+def in_the_way(state: RunState, planned: Sequence[str], classes: frozenset[str]) -> list[Diagnosis]:
+    """Failures of another class among what would run again, dbt's own first. Hooks run again with
+    any command."""
     ids = set(planned)
-    return [c for c in causes if c.unique_id in ids and c.error_class not in classes]
+    return _others([*gave_up(state, ids), *_among(diagnoses(state), ids)], classes)
+
+
+def _among(causes: Mapping[str, Diagnosis], ids: Container[str]) -> list[Diagnosis]:
+    return [c for u, c in causes.items() if u in ids or u.startswith("operation.")]
+
+
+def _others(causes: Iterable[Diagnosis], classes: frozenset[str]) -> list[Diagnosis]:
+    return [c for c in causes if c.error_class not in classes]
 
 
 def insist(
@@ -58,38 +64,54 @@ def insist(
 ) -> Retried:
     """Retry until the run is whole, a failure of another class stands in the way, or the attempts
     are used up. `look` reads the run anew and plans; `once` is carry_out.retry, and may raise what
-    that raises."""
+    that raises: NothingRan counts as a retry, and is raised where no other one has run anything."""
     so_far: Retried | None = None
     for number in range(1, patience.attempts + 1):
         run, plan = look()
-        others = in_the_way(diagnoses(run.state).values(), plan.ids, patience.classes)
+        others = in_the_way(run.state, plan.ids, patience.classes)
         if plan.nodes and others:
-            _say_why_not(say, others, run.place.run_id)
+            say_why_not(say, others, run.place.run_id)
             return so_far or _not_retried(run, plan)
-        done = once(run, plan)
-        so_far = done if so_far is None else _both(so_far, done)
-        if done.outcome != "failing":
-            return so_far
-        failing = [done.why[r.unique_id] for r in done.still_failing if r.unique_id in done.why]
-        others = [c for c in failing if c.error_class not in patience.classes]
+        stopped: NothingRan | None = None
+        try:
+            done = once(run, plan)
+        except NothingRan as exc:
+            if exc.cause is None:
+                raise
+            stopped, failing = exc, [exc.cause]
+        else:
+            so_far = done if so_far is None else _both(so_far, done)
+            if done.outcome != "failing":
+                return so_far
+            nodes = {r.unique_id for r in done.still_failing}
+            failing = [*done.gave_up, *_among(done.why, nodes)]
+        others = _others(failing, patience.classes)
+        first = f": {_who(failing[0])}: {failing[0].summary}" if failing else ""
         if others:
-            _say_why_not(say, others, run.place.run_id)
-            return so_far
-        first = f": {failing[0].unique_id}: {failing[0].summary}" if failing else ""
-        if number == patience.attempts:
+            say_why_not(say, others, run.place.run_id)
+        elif number == patience.attempts:
             say(f"dbt-recover: still failing after {number} of {number} retries{first}")
-            break
-        seconds = patience.pause(number)
-        say(f"dbt-recover: retry {number + 1} of {patience.attempts} in {seconds:.0f} s{first}")
-        wait(seconds)
+        else:
+            seconds = patience.pause(number)
+            say(f"dbt-recover: retry {number + 1} of {patience.attempts} in {seconds:.0f} s{first}")
+            wait(seconds)
+            continue
+        if so_far is None and stopped is not None:
+            raise stopped
+        break
     assert so_far is not None
     return so_far
 
 
-def _say_why_not(say: Say, others: Sequence[Diagnosis], run_id: str) -> None:
+def _who(cause: Diagnosis) -> str:
+    return cause.unique_id or "dbt itself"
+
+
+def say_why_not(say: Say, others: Sequence[Diagnosis], run_id: str) -> None:
+    """What stands in the way of a retry, and what to do about it."""
     for cause in others[:5]:
         say(
-            f"dbt-recover: not retried: {cause.unique_id} failed with class {cause.error_class}: "
+            f"dbt-recover: not retried: {_who(cause)} failed with class {cause.error_class}: "
             f"{cause.summary}\n  {ADVICE[cause.error_class]}, then: dbt-recover retry {as_word(run_id)}"
         )
     if len(others) > 5:
@@ -98,7 +120,8 @@ def _say_why_not(say: Say, others: Sequence[Diagnosis], run_id: str) -> None:
 
 def _not_retried(run: LoadedRun, plan: Plan) -> Retried:
     causes = diagnoses(run.state)
-    failing = tuple(run.state.nodes[u].result for u in plan.ids if u in causes)
+    left = [u for u in plan.ids if u in causes] or plan.ids
+    failing = tuple(run.state.nodes[u].result for u in left if u in run.state.nodes)
     return Retried(
         run.place.run_id,
         run.state.attempts,

@@ -20,7 +20,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of the journal."""
 
     event: str
-    """invocation, start, finish, batch_start, batch_finish, query, artifact, end."""
+    """invocation, start, finish, batch_start, batch_finish, query, artifact, error, end."""
     invocation_id: str = ""
     at: str = ""
     node: str = ""
@@ -40,6 +40,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     success: bool | None = None
     query_id: str = ""
     """The warehouse's id of a query that failed, where the adapter says it."""
+    message: str = ""
+    """Why dbt itself gave up."""
 
 
 class Journal(msgspec.Struct):
@@ -55,6 +57,8 @@ class Journal(msgspec.Struct):
     node_count: int | None = None
     """How many nodes dbt selected, where it said so."""
     ended: bool = False
+    error: str = ""
+    """Why dbt itself gave up, where it did; empty if what failed were nodes."""
     results: dict[str, NodeResult] = {}
     in_flight: frozenset[str] = frozenset()
     """Started, and no word of their end."""
@@ -109,6 +113,8 @@ def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
             journal.artifacts[record.status] = record.path
         elif record.event == "end":
             journal.ended = True
+        elif record.event == "error":
+            journal.error = record.message
         else:
             journal.dbt_version = record.dbt_version or journal.dbt_version
             journal.adapter_type = record.adapter_type or journal.adapter_type

@@ -66,6 +66,7 @@ class _Data(msgspec.Struct):
     adapter_name: str = ""
     success: bool | None = None
     base_msg: str = ""
+    exc: str = ""
 
 
 _event = msgspec.json.Decoder(_Event, strict=False)
@@ -193,6 +194,9 @@ _MAKERS: dict[str, Callable[[_Info, _Data], Record | None]] = {
     ),
     "LogHookStartLine": _hook,
     "LogHookEndLine": _hook,
+    "MainEncounteredError": lambda i, d: Record(
+        "error", i.invocation_id, i.ts, message=d.exc.strip()
+    ),
     "CommandCompleted": lambda i, d: Record("end", i.invocation_id, i.ts, success=d.success),
 }
 

@@ -111,6 +111,9 @@ class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """dbt-recover's version."""
     node_count: int | None = None
     """How many nodes dbt said it had selected."""
+    error: str = ""
+    """Why dbt itself gave up, in its words, as when it cannot connect at all; empty if what failed
+    were nodes."""
     intended: list[str] | None = None
     """The unique_ids it was to execute, where known exactly: a retry's plan."""
     replaced: dict[str, str] = {}

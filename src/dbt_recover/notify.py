@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
+from http.client import HTTPException, responses
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -79,9 +79,9 @@ def _once(url: str, body: bytes, timeout: float) -> tuple[float, str]:
             return 0, ""
     except urllib.error.HTTPError as exc:
         with exc:
-            if exc.code == 429 or exc.code >= 500:
-                return _retry_after(exc), f"it answered {exc.code} {exc.reason}"
-            return 0, f"it answered {exc.code} {exc.reason}"
+            # The words of the standard: a server's or a proxy's own can name the URL.
+            said = f"it answered {exc.code} {responses.get(exc.code, '')}".rstrip()
+            return _retry_after(exc) if exc.code == 429 or exc.code >= 500 else 0, said
     except urllib.error.URLError as exc:
         return 0, f"it cannot be reached: {exc.reason}"
     except (OSError, HTTPException, ValueError) as exc:

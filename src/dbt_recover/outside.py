@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 
 from .decision import Changes, Draft, is_buildable, name_of
-from .diagnose import diagnose
-from .failure_patterns.entry import DATA
+from .diagnose import DATA, diagnose
 from .graph import Graph
 from .model import RunState
 from .runstate import readers

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from .command_line import STARS, scrub
-from .failure_patterns.entry import CODE, PERMISSION, TRANSIENT
+from .diagnose import CODE, PERMISSION, TRANSIENT
 
 _READABLE = frozenset({CODE, PERMISSION, TRANSIENT})
 """Classes whose quotes hold names of objects. Any other's can hold a row's values."""

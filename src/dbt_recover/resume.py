@@ -10,13 +10,13 @@ import msgspec
 
 from . import checkout
 from .archive import HEARTBEAT_LOST_AFTER, HEARTBEAT_SECONDS, Archive
-from .carry_out import Retried, retry
+from .carry_out import NothingRan, Retried, retry
 from .command_line import DbtCommand, scrubbed, secret_values, starred
 from .context import Identity, Where
-from .diagnose import diagnoses
+from .diagnose import diagnoses, gave_up, of_dbt
 from .errors import LockedError, NotFoundError, RecoverError, StorageError, UsageError
 from .execute import Exited, exec_command
-from .insist import Patience, in_the_way, insist
+from .insist import Patience, in_the_way, insist, say_why_not
 from .latest import keep_latest
 from .layout import RunPlace
 from .leftovers import deliver_leftovers, spool_home
@@ -37,23 +37,34 @@ def exec_or_resume(
 ) -> int:
     """Run the command, or, with `resume`, what earlier invocations of this step in this run left
     undone; then, with patience, what failed, again. Returns the exit code."""
-    ended = _exec_or_resume(where, argv, identity, resume)
-    if patience is None or not ended.run_id or ended.code != 1 or ended.interrupted:
+    try:
+        ended = _exec_or_resume(where, argv, identity, resume)
+    except NothingRan as exc:
+        if patience is None or exc.cause is None:
+            raise
+        ended = Exited(exc.code, identity.run_id)
+    if patience is None or not ended.run_id or ended.code not in (1, 2) or ended.interrupted:
         return ended.code
-    return _again(
-        where,
-        argv,
-        msgspec.structs.replace(identity, run_id=ended.run_id),
-        patience,
-        not identity.run_id,
-    )
+    cause = of_dbt(ended.invocation) if ended.invocation else None
+    if cause is not None and cause.error_class not in patience.classes:
+        # Said here: where dbt cannot even parse, there is no plan to look at.
+        say_why_not(where.say, [cause], ended.run_id)
+        return ended.code
+    whole = not identity.run_id
+    identity = msgspec.structs.replace(identity, run_id=ended.run_id)
+    return _again(where, argv, identity, patience, whole, ended.code)
 
 
 def _again(
-    where: Where, argv: Sequence[str], identity: Identity, patience: Patience, whole: bool
+    where: Where,
+    argv: Sequence[str],
+    identity: Identity,
+    patience: Patience,
+    whole: bool,
+    code: int,
 ) -> int:
-    """Retry this step of the run while its failures are of a class that time can mend. `whole`: it
-    is all there is to the run."""
+    """Retry this step of the run, in which dbt exited with `code`, while its failures are of a
+    class that time can mend. `whole`: it is all there is to the run."""
     command = DbtCommand.parse(argv)
     project = checkout.open_project(command, where.environ, where.cwd, for_dbt=True)
     options = Options(overrides=_overrides(command))
@@ -87,14 +98,19 @@ def _again(
     seconds = patience.pause(1)
     try:
         run, plan = look()
-        if not in_the_way(diagnoses(run.state).values(), plan.ids, patience.classes):
+        if not diagnoses(run.state) and not gave_up(run.state):
+            where.say("dbt-recover: not retried: dbt does not say why it failed")
+            return code
+        if plan.nodes and not in_the_way(run.state, plan.ids, patience.classes):
             where.say(f"dbt-recover: retry 1 of {patience.attempts} in {seconds:.0f} s")
             time.sleep(seconds)
         done = insist(look, once, patience, where.say)
+    except NothingRan as exc:
+        return exc.code
     except RecoverError as exc:
         # dbt has failed, and that is what the exit code says.
         where.say(f"dbt-recover: not retried: {exc.message}")
-        return 1
+        return code
     if done.outcome == "recovered":
         where.say(
             f"dbt-recover: run {done.run_id} recovered by attempt {done.attempt}: "

@@ -21,7 +21,12 @@ def headline(alert: Alert) -> str:
         return f"dbt run {alert.run_id} is still at work"
     if alert.status != FAILED:
         return f"dbt run {alert.run_id} succeeded: {alert.total} nodes, {duration(alert.seconds)}"
-    parts = [f"{len(alert.failures)} failed"] if alert.failures else ["it did not come to its end"]
+    if alert.failures:
+        parts = [f"{len(alert.failures)} failed"]
+    elif alert.gave_up:
+        parts = [f"dbt itself gave up ({alert.gave_up[0].error_class})"]
+    else:
+        parts = ["it did not come to its end"]
     if alert.blocked:
         parts.append(f"{len(alert.blocked)} not built")
     after = f" after attempt {alert.attempts}" if alert.attempts > 1 else ""
@@ -36,6 +41,8 @@ def exposures(alert: Alert, limit: int | None = None) -> str:
 def text(alert: Alert, *, full: bool = False) -> str:
     """For a log or a terminal."""
     parts = [headline(alert), f"began {alert.date} UTC"]
+    for cause in alert.gave_up:
+        parts += [f"  dbt itself gave up ({cause.error_class})", f"    {cause.error}"]
     shown = alert.failures if full else alert.failures[:_SHOWN]
     for failure in shown:
         where = f"  {failure.path}" if failure.path else ""
@@ -79,6 +86,7 @@ def document(alert: Alert) -> dict[str, Any]:
             }
             for f in alert.failures
         ],
+        "gave_up": [{"class": g.error_class, "error": g.error} for g in alert.gave_up],
         "not_built": list(alert.blocked),
         "exposures": [{"name": e.name, "owner": e.owner or None} for e in alert.exposures],
         "again": alert.again if alert.status == RECOVERED else None,

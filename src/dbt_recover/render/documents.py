@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..diagnose import Diagnosis, diagnoses
+from ..diagnose import Diagnosis, diagnoses, of_dbt
 from ..model import IN_FLIGHT, SKIPPED, UNRECORDED, NodeResult, RunState, RunSummary
 from ..plan import Plan
 from ..runstate import counts, describe, failed_nodes
@@ -110,6 +110,8 @@ def show(state: RunState) -> dict[str, Any]:
                 "end": i.end,
                 "exit_code": i.exit_code,
                 "host": i.host or None,
+                "error": i.error or None,
+                **why(of_dbt(i)),
             }
             for i in state.invocations
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..alert import FAILED, RECOVERED, Alert, Failure
+from ..alert import FAILED, RECOVERED, Alert, Failure, GaveUp
 from .alerts import exposures, headline
 from .tables import listing
 
@@ -20,6 +20,7 @@ MAX_TEXT = 4000
 _FIRST, _FULL = 12, 36
 """How many failures are shown one by one."""
 _NAMES = 15
+_STOPS = 3
 
 
 def message(alert: Alert, *, full: bool = False) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def message(alert: Alert, *, full: bool = False) -> dict[str, Any]:
         _header(title.get(alert.status, f"dbt run: {alert.status}")),
         _section(f"{_escaped(headline(alert), 1000)}\nbegan {alert.date} UTC"),
     ]
+    blocks += [_section(_gave_up(cause)) for cause in alert.gave_up[:_STOPS]]
     tail = _tail(alert)
     room = MAX_MESSAGE - sum(map(_size, [*blocks, *tail])) - 200
     shown = 0
@@ -64,6 +66,11 @@ def _tail(alert: Alert) -> list[dict[str, Any]]:
         link = {"type": "mrkdwn", "text": f"<{_escaped(url)}|log>"}
         blocks.append({"type": "context", "elements": [link]})
     return blocks
+
+
+def _gave_up(cause: GaveUp) -> str:
+    head = f"*dbt itself* gave up, *{cause.error_class}*\n"
+    return f"{head}{_fenced(cause.error, 300)}\n_{cause.advice}_"
 
 
 def _failure(failure: Failure, full: bool) -> str:

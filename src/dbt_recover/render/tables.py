@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from ..diagnose import Diagnosis, diagnoses
+from ..diagnose import Diagnosis, diagnoses, gave_up
 from ..graph import Graph
 from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary, as_word
 from ..plan import Plan, name_of
@@ -85,6 +85,8 @@ def show(state: RunState, graph: Graph, *, full: bool = False) -> str:
         "nodes: " + ", ".join(f"{n} {status}" for status, n in sorted(counts(state).items())),
     ]
     parts += [f"note: {w}" for w in state.warnings]
+    for cause in gave_up(state):
+        parts += ["", f"dbt itself gave up ({cause.error_class}): {cause.summary}"]
     parts += _failures(state, graph, full)
     for title, status in (
         ("skipped", SKIPPED),

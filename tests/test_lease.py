@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import msgspec
 import pytest
@@ -130,6 +132,33 @@ def test_on_the_same_machine_a_stopped_holder_is_no_dead_one(
     time.sleep(2.5)
     with pytest.raises(LockedError, match=f"process {stopped[0]}"):
         Lease(Archive(place.open()), PLACE).__enter__()
+
+
+def test_asked_while_it_is_being_renewed_it_is_still_ours(tmp_path: Path) -> None:
+    written = threading.Event()
+
+    class Slow(LocalStorage):
+        """What is written is there some time before its writer knows."""
+
+        def write(
+            self,
+            key: str,
+            body: bytes | BinaryIO,
+            *,
+            if_absent: bool = False,
+            if_match: str | None = None,
+        ) -> str:
+            etag = super().write(key, body, if_absent=if_absent, if_match=if_match)
+            if if_match is not None:
+                written.set()
+                time.sleep(0.5)
+            return etag
+
+    archive = Archive(Slow(tmp_path / "archive"))
+    archive.check(create=True)
+    with Lease(archive, PLACE, ttl=12.0) as lease:  # renewed after two seconds
+        assert written.wait(60)
+        lease.fence()
 
 
 def test_the_holder_is_named(local: LocalStorage) -> None:

@@ -72,6 +72,8 @@ class Lease:
         self._etag = ""
         self._renewed = 0.0
         self._lost = ""
+        self._writing = threading.Lock()
+        """Held while the lease in the store and what is known of it here may differ."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="dbt-recover-lease", daemon=True)
 
@@ -108,8 +110,10 @@ class Lease:
 
     def fence(self) -> None:
         """LockedError unless the store says that it is ours, now: asked before publishing."""
-        stat = self._archive.storage.stat(self._place.lease) if self.held() else None
-        if stat is None or stat.etag != self._etag:
+        with self._writing:
+            stat = self._archive.storage.stat(self._place.lease) if self.held() else None
+            ours = stat is not None and stat.etag == self._etag
+        if not ours:
             why = self._lost or "another has taken it"
             raise LockedError(
                 f"the lease on run {self._place.run_id} was lost ({why}): this attempt is not "
@@ -159,9 +163,10 @@ class Lease:
             if not self.held():
                 return
             try:
-                self._etag = self._archive.storage.write(
-                    self._place.lease, msgspec.json.encode(record), if_match=self._etag
-                )
+                with self._writing:
+                    self._etag = self._archive.storage.write(
+                        self._place.lease, msgspec.json.encode(record), if_match=self._etag
+                    )
             except PreconditionFailed:
                 self._lost = "another has taken it"
                 return

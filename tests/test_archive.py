@@ -740,6 +740,31 @@ def test_archiving_what_dbt_left_killed_at_every_write(tmp_path: Path) -> None:
         assert len(recorded.results) == 8
 
 
+def test_archiving_into_a_run_that_is_half_gone_ends(tmp_path: Path) -> None:
+    # Whoever removed it had come to the pointer of the run, not yet to that of the invocation.
+    target = FIXTURES / "good"
+    store = LocalStorage(tmp_path / "archive")
+    where = Where(archive(store), {}, tmp_path, lambda text: None)
+    archive_finished(where, target, Identity(run_id="r1"))
+    place = resolve(archive(store), "r1")
+    (ident,) = (r.invocation.invocation_id for r in archive(store).load(place))
+    store.delete(place.commit(ident))
+    store.delete(layout.run_pointer("r1"))
+    pointer = layout.invocation_pointer(ident)
+    store.write(pointer, store.read(pointer).data.replace(b"2026", b"2025"))
+    where = Where(archive(store), {}, tmp_path, lambda text: None)
+    with pytest.raises(AlreadyArchived):
+        archive_finished(where, target, Identity(run_id="r1"))
+
+
+def test_a_pointer_that_names_another_run_is_not_joined(store: LocalStorage, maker: Maker) -> None:
+    maker.make().publish(archive(store))
+    store.write(layout.run_pointer("r2"), store.read(layout.run_pointer("r1")).data)
+    with pytest.raises(DamagedError, match="points to another run, r1"):
+        maker.make(run_id="r2").publish(archive(store))
+    assert len(archive(store).load(resolve(archive(store), "r1"))) == 1
+
+
 # ---- objects that are not what was written -----------------------------------------------------
 
 

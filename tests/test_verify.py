@@ -136,10 +136,17 @@ def _edit(key: str, change: Callable[[Any], None]) -> Callable[[Storage], None]:
 
     def edited(data: bytes) -> bytes:
         document = json.loads(data)
+        document.pop("sha256", None)  # a hash of its own text: whoever forges leaves it out
         change(document)
         return json.dumps(document).encode()
 
     return _change(key, edited)
+
+
+def _other_machine(data: bytes) -> bytes:
+    """A value of the record is another."""
+    assert b'"machine": "' in data
+    return data.replace(b'"machine": "', b'"machine": "9', 1)
 
 
 def _gone(key: str) -> Callable[[Storage], None]:
@@ -216,6 +223,11 @@ DAMAGES = {
     "commit_empty": Damage(_change(COMMIT, lambda d: b""), COMMIT, "is damaged"),
     "commit_a_web_page": Damage(_change(COMMIT, lambda d: b"<html>"), COMMIT, "is damaged"),
     "commit_deep": Damage(_change(COMMIT, lambda d: b"[" * 100_000), COMMIT, "is damaged"),
+    "commit_rotten": Damage(_change(COMMIT, _other_machine), COMMIT, "not what was written"),
+    "commit_laid_out_anew": Damage(
+        _change(COMMIT, lambda d: json.dumps(json.loads(d)).encode()), COMMIT, "not laid out"
+    ),
+    "begun_rotten": Damage(_change(BEGUN, _other_machine), BEGUN, "not what was written"),
     "commit_newer": Damage(_edit(COMMIT, _forge(version=2)), COMMIT, "has version 2"),
     "commit_versionless": Damage(_edit(COMMIT, _forge(version=0)), COMMIT, "has version 0"),
     "commit_of_another_run": Damage(
@@ -429,13 +441,18 @@ def test_data_that_no_commit_names_is_a_note(kept: LocalStorage) -> None:
     assert verify(Archive(kept)).findings == ()
 
 
+def _renamed(commit: Any) -> None:
+    (catalog,) = (a for a in commit["artifacts"] if a["name"] == "catalog.json")
+    catalog["name"] = "later.json"
+    catalog["key"] = catalog["key"].replace("catalog.json", "later.json")
+
+
 def test_an_unknown_kind_of_artifact_is_a_note(kept: LocalStorage) -> None:
     commit = place_of(DAY).commit(DAY.invocation_id)
     old, new = _data(DAY, "catalog.json.zst"), _data(DAY, "later.json.zst")
     kept.write(new, kept.read(old).data)
     kept.delete(old)
-    text = kept.read(commit).data.replace(b"catalog.json", b"later.json")
-    kept.write(commit, text)
+    _edit(commit, _renamed)(kept)
     (note,) = verify(Archive(kept)).findings
     assert (note.key, note.fault) == (new, False)
 

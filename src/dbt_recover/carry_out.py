@@ -27,7 +27,7 @@ from .errors import (
     RefusedError,
     exit_code_of,
 )
-from .execute import Outcome, Task, run_recorded
+from .execute import Outcome, Task, exit_code, run_recorded
 from .graph import Graph
 from .interrupts import Interrupts
 from .lease import Lease
@@ -239,7 +239,7 @@ def _ran_nothing(outcome: Outcome, nodes: Sequence[PlannedNode]) -> DbtError:
     return NothingRan(
         f"dbt ended with exit code {outcome.ended.exit_code} before it ran a node",
         hint="its output above says why; mend it and retry again",
-        code=outcome.ended.exit_code,
+        code=exit_code(outcome.ended),
         cause=of_dbt(outcome.recorded.invocation),
     )
 

@@ -297,14 +297,14 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exite
             )
         with Interrupts() as interrupts:
             ended = dbt.run(argv, interrupts, env=where.environ, cwd=where.cwd)
-            return Exited(_exit_code(ended))
+            return Exited(exit_code(ended))
     with Interrupts() as interrupts:
         try:
             outcome = run_recorded(where, argv, identity, interrupts)
         except NotKept as exc:
             where.say(f"dbt-recover: {exc.message}\n  {exc.hint}")
-            return Exited(_exit_code(exc.ended), interrupted=bool(interrupts.received))
-        code = _exit_code(outcome.ended)
+            return Exited(exit_code(exc.ended), interrupted=bool(interrupts.received))
+        code = exit_code(outcome.ended)
         if code == 0 and outcome.delivered and not identity.run_id and not interrupts.received:
             from .latest import keep_latest
 
@@ -319,7 +319,8 @@ def exec_command(where: Where, argv: Sequence[str], identity: Identity) -> Exite
     return Exited(code, outcome.run_id, bool(interrupts.received), invocation)
 
 
-def _exit_code(ended: dbt.Ended) -> int:
+def exit_code(ended: dbt.Ended) -> int:
+    """As a shell would give it."""
     return ended.exit_code if ended.exit_code >= 0 else 128 - ended.exit_code
 
 

@@ -108,6 +108,9 @@ def archive_finished(
                 msgspec.structs.replace(commit, artifacts=kept)
             )
         except AlreadyArchived:
+            owner = where.archive.run_of_invocation(ran.invocation_id)
+            if owner is None or not where.archive.has(owner, ran.invocation_id):
+                raise
             # Another was faster by a moment: where it is, and whether it is whole, is known now.
             return archive_finished(where, target, identity, allow_mixed=allow_mixed)
     return Archived(done.invocation.run.run_id)

@@ -109,7 +109,7 @@ def _latest(archive: Archive, *, failed: bool, logical_date: str) -> RunPlace:
 
 def _about(archive: Archive, day: str) -> str:
     """Whoever works with Airflow may mean the day that a run is about."""
-    runs = archive.runs(limit=100)
+    runs = archive.runs(limit=20)
     about = next((s.run.run_id for s in runs if s.run.logical_date.startswith(day)), "")
     meant = f"Airflow's date {day} has the run {about}; " if about else ""
     return meant + _what_there_is(archive)

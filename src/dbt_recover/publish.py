@@ -25,7 +25,7 @@ from .errors import DamagedError, RefusedError, StorageError
 from .journal import Record
 from .layout import FORMAT_VERSION, RunPlace
 from .machine import process_mark
-from .model import Artifact, Invocation, RunInfo
+from .model import Artifact, Invocation, RunInfo, as_word
 from .records import (
     Begun,
     Commit,
@@ -254,6 +254,7 @@ class Publication:
         place, archive, ident = self.place, self.archive, invocation.invocation_id
         return (
             place is not None
+            and RunPlace.of(invocation.run.run_id, invocation.run.began) == place
             and archive.find(invocation.run.run_id) == place
             and archive.run_of_invocation(ident) == place
             and archive.storage.stat(place.begun(ident)) is not None
@@ -371,10 +372,17 @@ def register_run(archive: Archive, run: RunInfo) -> RunInfo:
     body = msgspec.json.encode(RunPointer(FORMAT_VERSION, run))
     try:
         archive.storage.write(key, body, if_absent=True)
+        return run
     except PreconditionFailed:
-        try:
-            data = archive.storage.read(key).data
-        except MissingKey:
-            return register_run(archive, run)
-        return decode_record(data, RunPointer, f"{archive.url}/{key}").run
-    return run
+        pass  # it is known
+    try:
+        data = archive.storage.read(key).data
+    except MissingKey:
+        return register_run(archive, run)
+    found = decode_record(data, RunPointer, f"{archive.url}/{key}").run
+    if layout.run_pointer(found.run_id) != key:
+        raise DamagedError(
+            f"{archive.url}/{key} points to another run, {found.run_id}",
+            hint=f"all that is wrong: dbt-recover verify {as_word(run.run_id)}",
+        )
+    return found

@@ -152,10 +152,10 @@ def sealed(record: Commit | Begun) -> bytes:
 def decode_record(data: bytes, type_: type[_T], name: str) -> _T:
     """A record of the archive. DamagedError for one that is damaged or of a newer version: its
     head is looked at first, since a newer one may have any shape."""
-    if seal := _SEAL.search(data):
-        text = data[: seal.start()] + data[seal.end() :]
-        if hashlib.sha256(text).hexdigest() != seal[1].decode():
-            raise DamagedError(f"{name} is not what was written (sha256)")
+    seal = _SEAL.search(data)
+    text = data[: seal.start()] + data[seal.end() :] if seal else b""
+    if seal and hashlib.sha256(text).hexdigest() != seal[1].decode():
+        raise DamagedError(f"{name} is not what was written (sha256)")
     try:
         version = msgspec.json.decode(data, type=_Head).version
         if version > FORMAT_VERSION:
@@ -163,7 +163,10 @@ def decode_record(data: bytes, type_: type[_T], name: str) -> _T:
                 f"{name} has format version {version}; this dbt-recover knows up to {FORMAT_VERSION}",
                 hint="upgrade dbt-recover: pip install -U dbt-recover",
             )
-        return msgspec.json.decode(data, type=type_)
+        record = msgspec.json.decode(data, type=type_)
+        if seal is None and isinstance(record, Commit | Begun) and record.sha256:
+            raise DamagedError(f"{name} is not laid out as it was written: its hash says nothing")
+        return record
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise DamagedError(f"{name} is damaged: {exc}") from exc
 

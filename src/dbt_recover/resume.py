@@ -106,6 +106,8 @@ def _again(
             time.sleep(seconds)
         done = insist(look, once, patience, where.say)
     except NothingRan as exc:
+        if exc.cause is None:
+            where.say(f"dbt-recover: not retried: {exc.message}")
         return exc.code
     except RecoverError as exc:
         # dbt has failed, and that is what the exit code says.

@@ -46,12 +46,10 @@ class LogForm:
         in_project = flags if isinstance(flags, dict) else {}
 
         def said(name: str) -> str:
-            return str(
-                command.value("--" + name.replace("_", "-"))
-                or environ.get("DBT_" + name.upper())
-                or in_project.get(name)
-                or ""
-            ).lower()
+            given = command.value("--" + name.replace("_", "-"))
+            set_ = in_project.get(name)
+            there = "" if set_ is None else str(set_)
+            return (given or environ.get("DBT_" + name.upper()) or there).lower()
 
         level = said("log_level_file") or said("log_level") or cls.level
         form = said("log_format_file") or said("log_format") or cls.form

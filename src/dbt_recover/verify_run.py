@@ -24,6 +24,7 @@ from .records import (
     Mark,
     Results,
     RunPointer,
+    decode_record,
     decompress,
     summarise,
 )
@@ -143,12 +144,12 @@ class RunLook:
                 known = f"this dbt-recover knows up to {FORMAT_VERSION}"
                 self._fault(key, f"has version {version}; {known}", _UPGRADE)
                 return None
-            return msgspec.json.decode(data, type=type_)
+            return decode_record(data, type_, key)
         except MissingKey:
             self._fault(key, "is missing", mend)
             return None
         except DamagedError as exc:
-            self._fault(key, exc.message, mend)
+            self._fault(key, exc.message.removeprefix(f"{key} "), mend)
             return None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             self._fault(key, f"is damaged: {exc}", mend)

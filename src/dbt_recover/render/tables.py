@@ -172,8 +172,6 @@ def plan(made: Plan, state: RunState, graph: Graph) -> str:
     if not made.nodes:
         known = "" if not state.warnings else " as far as is known"
         parts = [f"run {run_id}: nothing to run again{known}"]
-        if state.warnings:
-            parts += ["", "to let dbt tell the rest: dbt-recover plan --ask-dbt"]
     else:
         rows = [
             (
@@ -206,7 +204,8 @@ def plan(made: Plan, state: RunState, graph: Graph) -> str:
         for warning in made.warnings
         for line in _warning(warning.message, warning.flag, warning.allowed)
     ]
-    if made.nodes and not made.blockers:
+    at_work = any(warning.code == "at_work" for warning in made.warnings)
+    if made.nodes and not made.blockers and not at_work:
         parts += ["", f"next: dbt-recover retry {as_word(run_id)}"]
     return "\n".join(parts)
 

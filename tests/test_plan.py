@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dbt_recover.carry_out import check_favored
 from dbt_recover.errors import RefusedError
 from dbt_recover.graph import BUILDABLE, TESTS, Graph, Node
 from dbt_recover.model import (
@@ -30,7 +29,7 @@ from dbt_recover.model import (
 from dbt_recover.plan import Changes, Plan, PlannedNode, Policy, idempotent, make_plan
 from dbt_recover.reconcile import new_above, successors
 from dbt_recover.runstate import merge, rebuilt_above, relations_read_by
-from dbt_recover.stages import Group
+from dbt_recover.stages import Group, check_favored
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A machine at work elsewhere is no failure."""

@@ -28,7 +28,6 @@ from .errors import (
     exit_code_of,
 )
 from .execute import Outcome, Task, exit_code, run_recorded
-from .graph import Graph
 from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
@@ -40,7 +39,7 @@ from .records import Verdict
 from .recover import Options
 from .restore import restored
 from .retry_command import retry_command, state_file, strategy_for
-from .runstate import relations_read_by, unsettled
+from .runstate import unsettled
 from .stages import Group, blocked, stages
 from .state_dir import write_manifest
 from .surroundings import without_settings
@@ -155,8 +154,6 @@ def _under_lease(
                 hint="wait until it has ended; if that machine is gone, this passes in a minute",
             )
     groups = stages(plan, run)
-    if options.favor_state:
-        check_favored(groups, run.graph)
     began = time.monotonic()
     added: list[Recorded] = []
     executed: list[str] = []
@@ -201,24 +198,6 @@ def _under_lease(
     if "" in own.values():
         elsewhere = set()  # it died before it said which target it had: the profile's
     return replace(done, elsewhere=min(elsewhere, default=""))
-
-
-def check_favored(groups: Sequence[Group], graph: Graph) -> None:
-    """RefusedError if a later command would read the run's relation of what an earlier one builds:
-    --favor-state knows only what its own command builds."""
-    built: set[str] = set()
-    for group in groups:
-        own = {n.unique_id for n in group.nodes}
-        for uid in sorted(own & graph.nodes.keys()):
-            again = sorted(built.intersection(relations_read_by(graph, uid)) - own)
-            if again:
-                raise RefusedError(
-                    f"this retry takes several dbt commands, and with --favor-state "
-                    f"{name_of(graph, uid)} would read the run's {name_of(graph, again[0])}, "
-                    "which an earlier one of them builds anew",
-                    hint="leave --favor-state out, with a target that has no relations of its own",
-                )
-        built |= own
 
 
 def refuse(plan: Plan) -> None:

@@ -175,4 +175,8 @@ class App:
             asking=asking,
             preview=not ask,
         )
+        if options.favor_state:
+            from .stages import check_favored, stages
+
+            check_favored(stages(made, loaded), loaded.graph)
         return loaded, made

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .errors import RefusedError
 from .graph import TESTS, Graph
 from .load import LoadedRun
 from .model import FAILURES, SKIPPED, Invocation, Recorded
-from .plan import Plan, PlannedNode
+from .plan import Plan, PlannedNode, name_of
 from .restore import Overrides, restored
+from .runstate import relations_read_by
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,21 @@ def blocked(node: PlannedNode, graph: Graph, added: Sequence[Recorded]) -> bool:
     broken_tests = {u for u in failed if u in graph.nodes and graph.nodes[u].resource_type in TESTS}
     tested = {p for t in broken_tests for p in graph.parents.get(t, ())}
     return bool(above & (failed | tested))
+
+
+def check_favored(groups: Sequence[Group], graph: Graph) -> None:
+    """RefusedError if a later command would read the run's relation of what an earlier one builds:
+    --favor-state knows only what its own command builds."""
+    built: set[str] = set()
+    for group in groups:
+        own = {n.unique_id for n in group.nodes}
+        for uid in sorted(own & graph.nodes.keys()):
+            again = sorted(built.intersection(relations_read_by(graph, uid)) - own)
+            if again:
+                raise RefusedError(
+                    f"this retry takes several dbt commands, and with --favor-state "
+                    f"{name_of(graph, uid)} would read the run's {name_of(graph, again[0])}, "
+                    "which an earlier one of them builds anew",
+                    hint="leave --favor-state out, with a target that has no relations of its own",
+                )
+        built |= own

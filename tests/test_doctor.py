@@ -167,7 +167,7 @@ def test_a_cache_in_front_of_the_store(around: Surroundings, local: LocalStorage
     class Cache(Altered):
         def read(self, key: str, *, max_bytes: int | None = None) -> Blob:
             blob = self.inner.read(key, max_bytes=max_bytes)
-            return msgspec.structs.replace(blob, data=b"old") if key.startswith("probe/") else blob
+            return blob._replace(data=b"old") if key.startswith("probe/") else blob
 
     found = examine(with_store(around, Cache(local)))
     assert only(found, "fail") == ["read"]
@@ -215,11 +215,7 @@ def test_clocks(around: Surroundings, local: LocalStorage) -> None:
     class Stopped(Altered):
         def stat(self, key: str) -> Stat | None:
             found = self.inner.stat(key)
-            return (
-                msgspec.structs.replace(found, age=3600.0)
-                if found and key.startswith("probe/")
-                else found
-            )
+            return found._replace(age=3600.0) if found and key.startswith("probe/") else found
 
     behind = examine(with_store(around, Ahead(local)))
     assert only(behind, "warn") == ["clock"]
@@ -231,7 +227,6 @@ def test_clocks(around: Surroundings, local: LocalStorage) -> None:
 
 
 def test_leases(around: Surroundings, local: LocalStorage) -> None:
-    import msgspec
 
     with Lease(Archive(local), place_of(made("night"))):
         held = line(examine(around), "leases")

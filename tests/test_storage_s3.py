@@ -329,6 +329,7 @@ def test_what_is_no_store(answer: str) -> None:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False  # server_close then waits for them, and their sockets are closed
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         store = s3("bucket", endpoint_url=f"http://127.0.0.1:{server.server_port}", max_attempts=1)

@@ -14,7 +14,6 @@ from .context import Where
 from .errors import (
     DamagedError,
     LockedError,
-    NotFoundError,
     RecoverError,
     RefusedError,
     StorageError,
@@ -45,14 +44,8 @@ def resume_spools(where: Where, project: checkout.Project | None) -> str:
     return f"nothing waits in {home}" if not found.left else f"nothing to deliver in {home}"
 
 
-_SERIOUS: tuple[type[RecoverError], ...] = (
-    DamagedError,
-    RefusedError,
-    UsageError,
-    NotFoundError,
-    LockedError,
-)
-"""What passes by itself is the least, and stands in no list."""
+_SERIOUS: tuple[type[RecoverError], ...] = (DamagedError, RefusedError, LockedError)
+"""All else is an archive that cannot be had, which is the least: it may pass by itself."""
 
 
 def _seriousness(error: RecoverError) -> int:

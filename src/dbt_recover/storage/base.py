@@ -11,9 +11,7 @@ import builtins
 import io
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
-
-import msgspec
+from typing import BinaryIO, NamedTuple, Protocol
 
 from ..errors import DamagedError, RecoverError, UsageError
 
@@ -35,7 +33,7 @@ class PreconditionFailed(RecoverError):
     exit_code = 11
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(NamedTuple):
     """One listed object."""
 
     key: str
@@ -43,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True):
     """Bytes as stored."""
 
 
-class Stat(msgspec.Struct, frozen=True):
+class Stat(NamedTuple):
     """What a store knows of one object."""
 
     size: int
@@ -53,7 +51,7 @@ class Stat(msgspec.Struct, frozen=True):
     """Seconds since it was last written, by the store's own clock (not this machine's)."""
 
 
-class Blob(msgspec.Struct, frozen=True):
+class Blob(NamedTuple):
     """An object read whole."""
 
     data: bytes

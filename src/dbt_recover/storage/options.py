@@ -5,10 +5,9 @@ import botocore, which costs half a second.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from ..errors import UsageError
 
@@ -27,7 +26,8 @@ _WORDS = {"true": True, "yes": True, "on": True, "1": True}
 _WORDS |= {"false": False, "no": False, "off": False, "0": False}
 
 
-class S3Options(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class S3Options:
     """How to reach a bucket, and what to ask of each request. An empty string is: not said."""
 
     endpoint_url: str = ""
@@ -85,7 +85,7 @@ class S3Options(msgspec.Struct, frozen=True):
     def from_mapping(cls, given: Mapping[str, object]) -> S3Options:
         """From a configuration table or environment variables: None and "" are not said,
         text is parsed."""
-        known = cls.__struct_fields__
+        known = [f.name for f in fields(cls)]
         parsed: dict[str, Any] = {}
         for name, value in given.items():
             if name not in known:

@@ -85,6 +85,7 @@ def _alert(context: Context) -> dict[str, Any]:
     task_instance = context["ti"]
     link = getattr(task_instance, "log_url", "") or ""
     words = ["notify", "--to=slack", "--print", "--", run_of(context)]
+    so_far = ""
     try:
         if link.startswith(("http://", "https://")):
             words.insert(3, f"--log-url={link}")
@@ -95,16 +96,49 @@ def _alert(context: Context) -> dict[str, Any]:
             message.setdefault("blocks", []).append({"type": "section", "text": also})
             return message
         reason = ended.why
+        if ended.code == 0:
+            so_far = _failed_so_far(context)
     except (AirflowException, ValueError) as error:
         reason = str(error)
-    # dbt never began (a sensor gave up, no archive): Airflow's own words then.
+    # dbt never began (a sensor gave up, no archive), or other tasks of the run are still at work:
+    # Airflow's own words then.
     log.info("dbt-recover has nothing to tell of this run: %s", reason)
-    said = str(context.get("exception")).strip() or "it does not say why"
+    said = str(context.get("exception") or "").strip() or "it does not say why"
     text = (
-        f":red_circle: *{task_instance.dag_id}*: task `{task_instance.task_id}` failed, run "
-        f"`{task_instance.run_id}`\n{said.splitlines()[0][:500]}"
+        f":red_circle: *{escaped(task_instance.dag_id)}*: task `{escaped(task_instance.task_id)}` "
+        f"failed, run `{escaped(task_instance.run_id)}`\n{escaped(said.splitlines()[0], 500)}{so_far}"
     )
-    return {"text": f"{text}\n<{link}|Log>" if link else text}
+    return {"text": f"{text}\n<{escaped(link).replace('|', '%7C')}|Log>" if link else text}
+
+
+def _failed_so_far(context: Context) -> str:
+    """What has failed in a run of which other tasks are still at work; '' if nothing has."""
+    words = ["notify", "--to=webhook", "--print", "--always", "--", run_of(context)]
+    ended = ask(words, context)
+    if ended.code or not ended.out.strip():
+        return ""
+    alert = json.loads(ended.out)
+    causes = [
+        *(("dbt itself", cause) for cause in alert["gave_up"]),
+        *((f"`{escaped(cause['name'])}`", cause) for cause in alert["failed"]),
+    ]
+    if not causes:
+        return ""
+    lines = [
+        f"{name} ({cause['class']}): {escaped(cause['error'].partition(chr(10))[0], 300)}"
+        for name, cause in causes[:5]
+    ]
+    more = [f"and {len(causes) - 5} more"] if len(causes) > 5 else []
+    head = "Failed so far; other tasks of the run are still at work:"
+    return "\n".join(["", head, *lines, *more, "When they have ended, trigger `dbt_repair`."])
+
+
+def escaped(text: str, limit: int = 1000) -> str:
+    """At most so many characters of a text, as Slack wants them: none is a link or a mention."""
+    text = text[:limit]
+    for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, written)
+    return text
 
 
 def tell_slack(message: Mapping[str, Any]) -> bool:

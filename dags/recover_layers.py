@@ -75,7 +75,8 @@ class DbtStep(BaseOperator):
             words.append(f"--vars={json.dumps(self.variables)}")
         env = environment(context)
         if self.own_target:
-            env["DBT_TARGET_PATH"] = f"target/{self.task_id}"
+            target = env.get("DBT_TARGET_PATH") or "target"
+            env["DBT_TARGET_PATH"] = str(Path(target, self.task_id))
         with tempfile.TemporaryDirectory(prefix="dbt-steps-") as room:
             declared = []
             if self.pipeline:

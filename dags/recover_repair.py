@@ -16,7 +16,7 @@ from recover_airflow import (
     BaseOperator,
     Param,
 )
-from recover_alert import tell_slack
+from recover_alert import escaped, tell_slack
 from recover_dbt import LOCKED, NOT_FOUND, POOL, REFUSED, Command, Context, Ended, ask, environment
 
 log = logging.getLogger("recover_dbt")
@@ -98,7 +98,8 @@ PARAMS: dict[str, Param] = {
         type=["null", "object"],
         title="Vars",
         description="dbt vars laid over those of the run, which are restored. They are shown with "
-        "this DAG run, so give a secret through the workers' environment (docs/airflow.md).",
+        "this DAG run, so give a secret through the workers' environment (docs/airflow.md), and "
+        "then leave this empty: it replaces the vars given there, all of them.",
         examples=[{"run_date": "2026-01-31"}],
     ),
     "target": Param(
@@ -178,6 +179,28 @@ def failure(run: str, ended: Ended) -> AirflowException:
     return ended.failure(f"repair of run {run}")
 
 
+def outcome(run: str, ended: Ended) -> dict[str, Any]:
+    """The JSON of a retry that ended. Raises what its exit code means."""
+    done: dict[str, Any] = json.loads(ended.out) if ended.out.strip() else {}
+    failing = [
+        f"{node['unique_id']} ({node['class']}): {node['message'] or node['status']}"
+        for node in done.get("still_failing", ())
+    ]
+    if ended.code == 1 and failing:
+        more = f"\nand {len(failing) - 5} more" if len(failing) > 5 else ""
+        raise AirflowException(
+            f"run {run}: {len(failing)} still failing (exit code 1). Mend the cause, then "
+            "trigger dbt_repair again\n" + "\n".join(failing[:5]) + more
+        )
+    if ended.code:
+        raise failure(run, ended)
+    if done["outcome"] == "already_complete":
+        log.info("run %s is complete: nothing to do", done["run_id"])
+    else:
+        log.info("run %s: %s, %s nodes run", done["run_id"], done["outcome"], len(done["executed"]))
+    return done
+
+
 def at_work(context: Context, run: str) -> str:
     """Why a run of this Airflow must be left alone: its own tasks would run beside the retry, also
     while none is at work, between two of them or before a next try. '' if nothing is known."""
@@ -209,14 +232,22 @@ class Retry(BaseOperator):
     ui_color = "#d3f0e0"
 
     def __init__(
-        self, *, run: str, words: Sequence[str] = (), by_itself: bool = False, **kwargs: Any
+        self,
+        *,
+        run: str,
+        words: Sequence[str] = (),
+        by_itself: bool = False,
+        again: bool = False,
+        **kwargs: Any,
     ) -> None:
         """`run`: its id. `words`: options of retry. `by_itself`: nobody has asked for this and
-        nobody waits for it, so it gives way to whoever is at work, and Slack is told how it went."""
+        nobody waits for it, so it gives way to whoever is at work, and Slack is told how it went.
+        `again`: so was this tried before, and dbt did not begin, so Slack is not told that again."""
         super().__init__(**{"pool": POOL, "retries": 0, **kwargs})
         self.run = run
         self.words = list(words)
         self.by_itself = by_itself
+        self.again = again
         self._command: Command | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -228,8 +259,10 @@ class Retry(BaseOperator):
         except AirflowSkipException:
             raise
         except AirflowException as error:
-            if self.by_itself:
-                tell_of(self.run, f"{context['ti'].dag_id}: {str(error).splitlines()[0]}")
+            # A retry that runs dbt moves the run's end: the next round's is not `again`.
+            if self.by_itself and not (self.again and isinstance(error, AirflowFailException)):
+                why = str(error).partition("\n")[0]
+                tell_of(self.run, f"{context['ti'].dag_id}: {why}")
             raise
         if self.by_itself:
             tell_of(self.run, f"{context['ti'].dag_id}: {done['outcome']}")
@@ -241,26 +274,7 @@ class Retry(BaseOperator):
         ended = self._command.wait()
         if ended.code == LOCKED and self.by_itself:
             raise AirflowSkipException(f"somebody else is at work on it\n{ended.why}")
-        done: dict[str, Any] = json.loads(ended.out) if ended.out.strip() else {}
-        failing = [
-            f"{node['unique_id']} ({node['class']}): {node['message'] or node['status']}"
-            for node in done.get("still_failing", ())
-        ]
-        if ended.code == 1 and failing:
-            more = f"\nand {len(failing) - 5} more" if len(failing) > 5 else ""
-            raise AirflowException(
-                f"run {self.run}: {len(failing)} still failing (exit code 1). Mend the cause, then "
-                "trigger dbt_repair again\n" + "\n".join(failing[:5]) + more
-            )
-        if ended.code:
-            raise failure(self.run, ended)
-        if done["outcome"] == "already_complete":
-            log.info("run %s is complete: nothing to do", done["run_id"])
-        else:
-            log.info(
-                "run %s: %s, %s nodes run", done["run_id"], done["outcome"], len(done["executed"])
-            )
-        return done
+        return outcome(self.run, ended)
 
     def on_kill(self) -> None:
         """dbt cancels its queries, and what it has done is recorded."""
@@ -269,17 +283,21 @@ class Retry(BaseOperator):
 
 
 def tell_of(run: str, said: str = "") -> None:
-    """What `dbt-recover notify` says of a run, to the log and to Slack, below what `said` says."""
-    ended = ask(["notify", "--to=slack", "--print", "--always", "--", run])
-    if ended.code:
-        log.error("%s", ended.failure(f"dbt-recover notify {run}"))
-        tell_slack({"text": said or f"dbt run {run}: its record cannot be read"})
+    """What `dbt-recover notify` says of a run, to the log and to Slack, below what `said` says; only
+    that if the run cannot be read. Never raises: it decides nothing about the run."""
+    said = escaped(said, 2900)
+    try:
+        ended = ask(["notify", "--to=slack", "--print", "--always", "--", run])
+        if ended.code:
+            raise ended.failure(f"dbt-recover notify {run}")
+        message = json.loads(ended.out)
+    except (AirflowException, ValueError) as error:
+        log.error("%s", error)  # noqa: TRY400 - the command's own words say it
+        known = f"dbt run {escaped(run)}: its record cannot be read"
+        tell_slack({"text": f"{said}\n{known}" if said else known})
         return
-    message = json.loads(ended.out)
     log.info("%s", message.get("text"))
     if said:
-        for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-            said = said.replace(sign, written)
-        text = {"type": "mrkdwn", "text": said[:2900]}
+        text = {"type": "mrkdwn", "text": said}
         message.setdefault("blocks", []).insert(0, {"type": "section", "text": text})
     tell_slack(message)

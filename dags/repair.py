@@ -10,7 +10,17 @@ import pendulum
 
 from recover_airflow import DAG, HAS_APPROVALS, AirflowFailException, ApprovalOperator, task
 from recover_dbt import PARSE_SECONDS, Context, ask, ask_json
-from recover_repair import PARAMS, Retry, at_work, checked, failure, options, refusal, tell_of
+from recover_repair import (
+    PARAMS,
+    Retry,
+    at_work,
+    checked,
+    failure,
+    options,
+    outcome,
+    refusal,
+    tell_of,
+)
 
 log = logging.getLogger("recover_dbt")
 
@@ -58,7 +68,7 @@ with DAG(
 
 Mend the cause first: the data, the code or the rights. Then trigger this. `plan` shows in its log
 what would run again and why; on Airflow 3.1 and later it then waits for approval, under *Required
-actions*, and rejects itself after a day. `retry` runs exactly that. No failed run is success, too.
+actions*, and rejects itself after a day. `retry` runs those nodes. No failed run is success, too.
 """,
 ) as repair:
 
@@ -76,10 +86,15 @@ actions*, and rejects itself after a day. `retry` runs exactly that. No failed r
         made, text = planned(options(params), run)
         busy = at_work(context, made["run"]["run_id"])
         log.info("%s", text)
-        if not made["nodes"]:
-            log.info("run %s is complete: nothing to do", made["run"]["run_id"])
         if busy and not params["dry_run"]:
             raise AirflowFailException(busy)
+        if not made["nodes"] and made["run"]["status"] == "failed" and not params["dry_run"]:
+            # Not complete for that: `select` may have left nothing, or a hook alone has failed.
+            # With nothing to run `retry` starts no dbt; it says how the run stands.
+            run = made["run"]["run_id"]
+            words = ["retry", *options(params), "-o", "json", "--", run]
+            outcome(run, ask(words, seconds=PARSE_SECONDS))
+            return {**made, "text": text}
         stops = [f"{w['message']} ({w['flag']})" for w in made["warnings"] if w["stops"]]
         if stops and not params["dry_run"]:
             raise refusal(made["run"]["run_id"], "\nalso: ".join(stops))
@@ -110,8 +125,9 @@ actions*, and rejects itself after a day. `retry` runs exactly that. No failed r
             log.info("rejected, or not answered in a day: nothing was run")
             return
         done = context["ti"].xcom_pull(task_ids="retry")
-        outcome = done["outcome"] if done else "not recovered; the log of its task retry says why"
-        tell_of(made["run"]["run_id"], f"dbt_repair: {outcome}")
+        which = "approve or retry" if HAS_APPROVALS else "retry"
+        said = done["outcome"] if done else f"not recovered; the log of its task {which} says why"
+        tell_of(made["run"]["run_id"], f"dbt_repair: {said}")
 
     made = plan()
     retry = RetryAsApproved(

@@ -26,14 +26,16 @@ def this_round(context: Context) -> datetime:
 
 
 def why_not(run: str, attempts: int) -> tuple[str, int]:
-    """Why a failed run is not retried, or ''; and how many retries it has left."""
+    """Why a failed run is not retried, or ''; and if it is, how many retries it has left."""
+    # Not `show`: this knows which dbt, having given up itself, has left nodes undone.
+    alert = ask_json(["notify", "--to=webhook", "--print", "--always", "--", run])
+    classes = sorted({cause["class"] for cause in (*alert["failed"], *alert["gave_up"])})
+    if classes != ["transient"]:
+        return f"not retried: {', '.join(classes) or 'it was cut off'}", 0
     shown = ask_json(["show", "-o", "json", "--", run])
-    classes = sorted({node["class"] for node in shown["failed"]})
     # The tries of Airflow's own tasks have a step; a retry of the run has none.
     retried = {i["attempt"] for i in shown["invocations"] if i["attempt"] > 1 and not i["step"]}
     left = attempts - len(retried)
-    if classes != ["transient"]:
-        return f"not retried: {', '.join(classes) or 'it was cut off'}", left
     if left < 1:
         return f"still failing after {len(retried)} retries", left
     made = ask_json(["plan", "-o", "json", "--", run])
@@ -103,7 +105,8 @@ reported once and left to a person.
                 reason, left = f"not retried: {error}", 0
             if not reason:
                 log.info("%s: transient, retried", name)
-                found.append({"run": name, "words": ["--on=transient", f"--attempts={left}"]})
+                words = ["--on=transient", f"--attempts={left}"]
+                found.append({"run": name, "words": words, "again": ended <= latest - EVERY})
                 continue
             log.error("%s: %s", name, reason)
             # Once: in the first round after its quiet time.

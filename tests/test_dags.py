@@ -400,12 +400,13 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
     with slack() as told:
         made = company(tmp_path / "c", AIRFLOW_CONN_SLACK_DATA_ALERTS=told.connection)
         made.migrate()
-        repair = {"run": "latest-failed", "dry_run": False}
-        nothing, failed, dry, repaired, again, scheduled, *refused = made.dag_tests(
+        repair = {"run": "latest-failed", "dry_run": False, "select": ""}
+        nothing, failed, none, dry, repaired, again, scheduled, *refused = made.dag_tests(
             a_run("dbt_repair", conf=repair, day="", skip="approve"),
             a_run("analytics_dbt_pipeline"),
+            a_run("dbt_repair", conf={**repair, "select": "stg_accounts"}, day="", skip="approve"),
             MEND,
-            a_run("dbt_repair", conf={"dry_run": True}, day=""),
+            a_run("dbt_repair", conf={**repair, "dry_run": True}, day=""),
             a_run("dbt_repair", conf=repair, day="", skip="approve"),
             a_run("dbt_repair", conf=repair, day="", skip="approve"),
             a_run("dbt_repair_scheduled", conf={"quiet_minutes": 0}, day=""),
@@ -425,6 +426,9 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
     totals = failed.xcoms["summary"]
     assert (totals["error"], totals["never_started"]) == (1, 4)
     assert totals["failed_models"] == ["model.company.int_contracts"]
+    # A selection that leaves nothing of the plan does not make the run whole.
+    assert (none.state, none.tasks["plan"]) == ("failed", "failed"), made.log
+    assert re.search(r"run \S+: \d+ still failing \(exit code 1\)", made.log)
     assert dry.state == "success"
     assert (dry.tasks["plan"], dry.tasks["retry"]) == ("success", "skipped")
     planned = {node["unique_id"] for node in dry.xcoms["plan"]["nodes"]}
@@ -517,12 +521,12 @@ def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
     log = made.log
     assert (early.state, early.xcoms["find"]) == ("success", []), log
     assert "night/lock: ended just now, left alone" in log
-    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=2"]}
+    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=2"], "again": False}
     assert (tried.state, tried.xcoms["find"]) == ("failed", [asked]), log
     assert tried.tasks["retry[0]"] == "failed"
     assert (spent.state, spent.xcoms["find"]) == ("success", []), log
     assert "night/lock: still failing after 2 retries" in log
-    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=1"]}
+    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=1"], "again": False}
     assert (mended.state, mended.xcoms["find"]) == ("success", [asked]), log
     assert mended.xcoms["retry[0]"]["outcome"] == "recovered"
     assert len(made.executed(since=before)) == 3
@@ -647,7 +651,30 @@ attempt(run, DBT_RECOVER_ARCHIVE="/dev/null/archive")
 attempt(run, DBT_RECOVER_BIN="/does/not/exist")
 attempt(run, DBT_PROJECT_DIR="/does/not/exist")
 attempt("dag/whole")
-json.dump([said, ended], open(answer, "w"))
+os.environ["DBT_RECOVER_BIN"] = "/does/not/exist"
+attempt(run, by_itself=True)
+recover_repair.tell_of("dag/<gone>", "a < b")  # with no dbt-recover: it does not raise
+def script(name, text):
+    path = os.path.join(os.environ["AIRFLOW_HOME"], name)
+    with open(path, "w") as file:
+        file.write("#!/bin/sh\\n" + text)
+    os.chmod(path, 0o755)
+    return path
+cause = {"name": "fct_a", "class": "data", "error": "no <b> & c"}
+alert = json.dumps({"failed": [cause], "gave_up": []})
+case = f"case \\"$*\\" in *--always*) echo '{alert}';; esac"
+os.environ["DBT_RECOVER_BIN"] = script("at-work", case)
+text = recover_alert._alert({**context, "exception": None})["text"]
+import recover_layers
+os.environ["DBT_RECOVER_BIN"] = script("target", 'printf %s "$DBT_TARGET_PATH" > "$TOLD"')
+os.environ["TOLD"] = answer + ".target"
+targets = []
+for given in ("/writable/target", ""):
+    os.environ["DBT_TARGET_PATH"] = given
+    step = recover_layers.DbtStep(task_id="dbt_run_a", words=["run"], own_target=True)
+    step.execute({"ti": ti, "dag_run": None})
+    targets.append(open(os.environ["TOLD"]).read())
+json.dump([said, ended, text, targets], open(answer, "w"))
 """
 
 
@@ -676,10 +703,16 @@ def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None
         words = (str(made.here.root), worker.environment()["DBT_RECOVER_BIN"], run)
         connections = (good.connection, bad.connection, stuck.connection, "")
         with Lease(archive, resolve(archive, run)):
-            said, ended = worker.python(_ALERT, *words, *connections)
+            said, ended, at_work, targets = worker.python(_ALERT, *words, *connections)
     assert said == [None] * 6
     _each_end_is_said(run, ended)
-    alert, plain = good.messages
+    # Others of the run are at work: `notify` by itself has nothing to tell then.
+    assert "it does not say why\nFailed so far" in at_work
+    assert "`fct_a` (data): no &lt;b&gt; &amp; c" in at_work
+    assert targets == ["/writable/target/dbt_run_a", "target/dbt_run_a"]
+    alert, plain, cannot, gone = good.messages
+    assert "Set DBT_RECOVER_BIN" in cannot["text"]
+    assert gone["text"] == "a &lt; b\ndbt run dag/&lt;gone&gt;: its record cannot be read"
     text = json.dumps(alert, ensure_ascii=False)
     assert "int_contracts" in text
     assert "http://airflow.example.com/dags/x?a=1" in text
@@ -697,7 +730,9 @@ def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None
 
 def _each_end_is_said(run: str, ended: list[tuple[str, Any]]) -> None:
     """Of `Retry`: what it raised or returned."""
-    locked, gives_way, refused, failing, unknown, no_archive, no_bin, no_project, whole = ended
+    locked, gives_way, refused, failing, unknown, no_archive, no_bin, no_project, whole, untold = (
+        ended
+    )
     fails, may_pass = "AirflowFailException", "AirflowException"
     assert locked[0] == fails
     assert locked[1].startswith(f"locked, nothing was run: somebody is at work on run {run}")
@@ -717,7 +752,8 @@ def _each_end_is_said(run: str, ended: list[tuple[str, Any]]) -> None:
     assert "no run 'dag/nosuch'" in unknown[1]
     assert f"the latest runs are dag/whole, {run}" in unknown[1]
     assert "/dev/null/archive is not a directory" in no_archive[1]
-    assert no_bin[0] == no_project[0] == fails
+    assert no_bin[0] == no_project[0] == untold[0] == fails
+    assert "Set DBT_RECOVER_BIN" in untold[1], "the retry's own end, not that of telling it"
     assert "Set DBT_RECOVER_BIN" in no_bin[1]
     assert "Set DBT_PROJECT_DIR" in no_project[1]
     assert (whole[0], whole[1]["outcome"]) == ("", "already_complete")

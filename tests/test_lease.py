@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any
 
 import msgspec
 import pytest
 
 import killed_work
-from archives import contents, made, place_of, spooled
+from archives import Altered, contents, made, place_of, spooled
 from conftest import Bucket
 from dbt_recover import lease as lease_module
 from dbt_recover import prune as prune_module
@@ -134,27 +134,20 @@ def test_on_the_same_machine_a_stopped_holder_is_no_dead_one(
         Lease(Archive(place.open()), PLACE).__enter__()
 
 
-def test_asked_while_it_is_being_renewed_it_is_still_ours(tmp_path: Path) -> None:
+def test_asked_while_it_is_being_renewed_it_is_still_ours(local: LocalStorage) -> None:
     written = threading.Event()
 
-    class Slow(LocalStorage):
+    class Slow(Altered):
         """What is written is there some time before its writer knows."""
 
-        def write(
-            self,
-            key: str,
-            body: bytes | BinaryIO,
-            *,
-            if_absent: bool = False,
-            if_match: str | None = None,
-        ) -> str:
-            etag = super().write(key, body, if_absent=if_absent, if_match=if_match)
-            if if_match is not None:
+        def write(self, key: str, body: Any, **conditions: Any) -> str:
+            etag = super().write(key, body, **conditions)
+            if conditions.get("if_match") is not None:
                 written.set()
                 time.sleep(0.5)
             return etag
 
-    archive = Archive(Slow(tmp_path / "archive"))
+    archive = Archive(Slow(local))
     archive.check(create=True)
     with Lease(archive, PLACE, ttl=12.0) as lease:  # renewed after two seconds
         assert written.wait(60)

@@ -228,8 +228,8 @@ DAMAGES = {
         _change(COMMIT, lambda d: json.dumps(json.loads(d)).encode()), COMMIT, "not laid out"
     ),
     "begun_rotten": Damage(_change(BEGUN, _other_machine), BEGUN, "not what was written"),
-    "commit_newer": Damage(_edit(COMMIT, _forge(version=2)), COMMIT, "has version 2"),
-    "commit_versionless": Damage(_edit(COMMIT, _forge(version=0)), COMMIT, "has version 0"),
+    "commit_newer": Damage(_edit(COMMIT, _forge(version=2)), COMMIT, "has format version 2"),
+    "commit_versionless": Damage(_edit(COMMIT, _forge(version=0)), COMMIT, "has format version 0"),
     "commit_of_another_run": Damage(
         _edit(COMMIT, lambda c: c["invocation"]["run"].update(run_id="day")), COMMIT, "record of"
     ),

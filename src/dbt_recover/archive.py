@@ -118,12 +118,6 @@ class Archive:
                 f"{self.url}/{layout.MARKER} is not a dbt-recover archive's",
                 hint="check --archive (DBT_RECOVER_ARCHIVE): something else keeps its files there",
             )
-        if marker.version > layout.FORMAT_VERSION:
-            raise DamagedError(
-                f"the archive at {self.url} has format version {marker.version}; this dbt-recover "
-                f"knows up to {layout.FORMAT_VERSION}",
-                hint="upgrade dbt-recover: pip install -U dbt-recover",
-            )
         if create:
             self.check_conditions()
 
@@ -310,18 +304,24 @@ class Archive:
 
     def find(self, run_id: str) -> RunPlace | None:
         """The place of the run with exactly this id."""
+        run = self.registered(run_id)
+        return RunPlace.of(run.run_id, run.began) if run is not None else None
+
+    def registered(self, run_id: str) -> RunInfo | None:
+        """The run with exactly this id, as its first writer made it known. DamagedError if what
+        should say so speaks of another."""
         key = layout.run_pointer(run_id)
         try:
             data = self.storage.read(key, max_bytes=MAX_RECORD).data
         except MissingKey:
             return None
-        run = self._decode(data, RunPointer, key).run
+        run: RunInfo = self._decode(data, RunPointer, key).run
         if layout.run_pointer(run.run_id) != key:
             raise DamagedError(
                 f"{self.url}/{key} points to another run, {run.run_id}",
                 hint=f"all that is wrong: dbt-recover verify {as_word(run_id)}",
             )
-        return RunPlace.of(run.run_id, run.began)
+        return run
 
     def run_of_invocation(self, invocation_id: str) -> RunPlace | None:
         """The run a dbt invocation_id belongs to."""

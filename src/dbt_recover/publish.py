@@ -25,7 +25,7 @@ from .errors import DamagedError, RefusedError, StorageError
 from .journal import Record
 from .layout import FORMAT_VERSION, RunPlace
 from .machine import process_mark
-from .model import Artifact, Invocation, RunInfo, as_word
+from .model import Artifact, Invocation, RunInfo
 from .records import (
     Begun,
     Commit,
@@ -33,12 +33,11 @@ from .records import (
     Results,
     RunPointer,
     SignOfLife,
-    decode_record,
     decompress,
     sealed,
     summarise,
 )
-from .storage.base import MissingKey, PreconditionFailed
+from .storage.base import PreconditionFailed
 
 COMPRESSION_LEVEL = 8
 """Of zstd. A higher one takes more memory than a recorder should, for 2 % less."""
@@ -375,14 +374,5 @@ def register_run(archive: Archive, run: RunInfo) -> RunInfo:
         return run
     except PreconditionFailed:
         pass  # it is known
-    try:
-        data = archive.storage.read(key).data
-    except MissingKey:
-        return register_run(archive, run)
-    found = decode_record(data, RunPointer, f"{archive.url}/{key}").run
-    if layout.run_pointer(found.run_id) != key:
-        raise DamagedError(
-            f"{archive.url}/{key} points to another run, {found.run_id}",
-            hint=f"all that is wrong: dbt-recover verify {as_word(run.run_id)}",
-        )
-    return found
+    # Somebody who removes the run can have been faster: then it is made anew.
+    return archive.registered(run.run_id) or register_run(archive, run)

@@ -136,7 +136,7 @@ def seconds_between(began: str, ended: str) -> float:
 
 
 class _Head(msgspec.Struct):
-    version: int = 0
+    version: int = FORMAT_VERSION
 
 
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"(?=\n}\Z)')
@@ -150,15 +150,15 @@ def sealed(record: Commit | Begun) -> bytes:
 
 
 def decode_record(data: bytes, type_: type[_T], name: str) -> _T:
-    """A record of the archive. DamagedError for one that is damaged or of a newer version: its
-    head is looked at first, since a newer one may have any shape."""
+    """A record of the archive. DamagedError for one that is damaged, or of a version that is not
+    known: its head is looked at first, since a newer one may have any shape."""
     seal = _SEAL.search(data)
     text = data[: seal.start()] + data[seal.end() :] if seal else b""
     if seal and hashlib.sha256(text).hexdigest() != seal[1].decode():
         raise DamagedError(f"{name} is not what was written (sha256)")
     try:
         version = msgspec.json.decode(data, type=_Head).version
-        if version > FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             raise DamagedError(
                 f"{name} has format version {version}; this dbt-recover knows up to {FORMAT_VERSION}",
                 hint="upgrade dbt-recover: pip install -U dbt-recover",

@@ -139,20 +139,12 @@ class RunLook:
         try:
             data = self.storage.read(key, max_bytes=MAX_RECORD).data
             self.stored += len(data)
-            version = msgspec.json.decode(data, type=_Versioned).version
-            if not 1 <= version <= FORMAT_VERSION:
-                known = f"this dbt-recover knows up to {FORMAT_VERSION}"
-                self._fault(key, f"has version {version}; {known}", _UPGRADE)
-                return None
             return decode_record(data, type_, key)
         except MissingKey:
             self._fault(key, "is missing", mend)
             return None
         except DamagedError as exc:
-            self._fault(key, exc.message.removeprefix(f"{key} "), mend)
-            return None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            self._fault(key, f"is damaged: {exc}", mend)
+            self._fault(key, exc.message.removeprefix(f"{key} "), exc.hint or mend)
             return None
 
     def _pointer(self) -> None:
@@ -360,10 +352,6 @@ class RunLook:
                 "bring the invocation's commit.json back from a backup; without one, what the "
                 "invocation did is not known, and the run is refused",
             )
-
-
-class _Versioned(msgspec.Struct):
-    version: int = FORMAT_VERSION
 
 
 _KNOWN = frozenset(

@@ -26,8 +26,8 @@ from .cli_options import (
     patience,
     patience_options,
     planning_options,
-    run_id_option,
 )
+from .cli_record import COMMANDS as RECORDING
 from .cli_upkeep import COMMANDS as UPKEEP
 from .errors import EXIT_INTERRUPTED, RecoverError, RefusedError
 
@@ -94,92 +94,6 @@ def cli(context: click.Context, /, **options: Any) -> None:
     check_names(context.meta["dbt_recover.file"], known)
 
 
-@cli.command("exec", context_settings={"allow_interspersed_args": False})
-@run_id_option
-@click.option("--step", default="", help="Its name in the run.  [default: Airflow's task id]")
-@click.option(
-    "--resume/--no-resume",
-    default=None,
-    help="Run only what this step's earlier tries in this run left undone.  [default: under "
-    "Airflow from the second try on]",
-)
-@click.option(
-    "--pipeline",
-    metavar="FILE",
-    help="The steps that the run is to have, as JSON: recorded, so that a retry can go on with "
-    "those that never began.",
-)
-@patience_options("--retry-transient", "Where all failures are transient, retry up to N times.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- dbt COMMAND...")
-@click.pass_obj
-def exec_(
-    app: App,
-    /,
-    run_id: str,
-    step: str,
-    resume: bool | None,
-    pipeline: str | None,
-    retry_transient: int | None,
-    backoff: float | None,
-    command: tuple[str, ...],
-) -> None:
-    """Run dbt unchanged and archive the invocation, whatever its end. Exits as dbt did."""
-    from .context import Identity
-    from .pipeline import read_steps
-
-    steps = read_steps(Path(pipeline)) if pipeline else ()
-    where = app.where(app.archive(app.project_of(command), check=False))
-    again = patience(("transient",) if retry_transient else (), retry_transient, backoff)
-    identity = Identity.of(where.environ, run_id, step, steps)
-    if resume is None:
-        resume = identity.tries > 1 and bool(identity.run_id)
-    if resume or again:
-        from .resume import exec_or_resume
-
-        sys.exit(exec_or_resume(where, command, identity, resume, again))
-    from .execute import exec_command  # dbt waits for what is imported before it
-
-    sys.exit(exec_command(where, command, identity).code)
-
-
-@cli.command()
-@click.option(
-    "--target-dir",
-    default="target",
-    show_default=True,
-    metavar="DIR",
-    help="Where dbt left its artifacts.",
-)
-@run_id_option
-@click.option("--step", default="", help="Its name in the run.")
-@click.option("--allow-mixed", is_flag=True, help="Accept a manifest of another invocation.")
-@click.option("--resume", is_flag=True, help="Deliver records that earlier could not be delivered.")
-@click.pass_obj
-def archive(
-    app: App, target_dir: str, run_id: str, step: str, allow_mixed: bool, resume: bool
-) -> None:
-    """Archive what a dbt command that ran without exec left in its target directory."""
-    from .context import Identity
-    from .finished import archive_finished
-    from .leftovers import resume_spools
-
-    where = app.where(app.archive(check=False))
-    if resume:
-        echo(resume_spools(where, app.project()))
-        return
-    identity = Identity.of(os.environ, run_id, step)
-    done = archive_finished(where, Path(target_dir), identity, allow_mixed=allow_mixed)
-    if done.before and identity.run_id not in ("", done.run_id):
-        app.say(
-            f"dbt-recover: nothing was added to run {identity.run_id}: an invocation belongs to one run"
-        )
-    echo(
-        f"already archived, in run {done.run_id}"
-        if done.before
-        else f"archived as run {done.run_id}"
-    )
-
-
 @cli.command()
 @click.option("--date", metavar="DAY", help="Only this UTC day.")
 @click.option("--since", default="", metavar="DAY", help="From this UTC day on.")
@@ -198,7 +112,7 @@ def archive(
 @click.pass_obj
 def runs(app: App, /, date: str | None, output: str, **filters: Any) -> None:
     """Past runs, newest first."""
-    from .archive import check_day
+    from .naming import check_day
     from .render import documents, tables
 
     for day in (date, filters["since"], filters["until"]):
@@ -356,7 +270,7 @@ def demo(app: App, keep: str | None) -> None:
     sys.exit(run_demo(click.echo, keep=Path(keep) if keep else None, dbt_path=app.options["dbt"]))
 
 
-for _command in (*UPKEEP, *TELLING, *DRAWING):
+for _command in (*RECORDING, *UPKEEP, *TELLING, *DRAWING):
     cli.add_command(_command)
 
 

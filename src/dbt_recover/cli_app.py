@@ -162,9 +162,13 @@ class App:
         ask: bool,
     ) -> tuple[LoadedRun, Plan]:
         """The run that RUN names, and what is to be done about it."""
-        from .recover import Dbt, plan_run
+        from .recover import plan_run
 
-        asking = Dbt(self.where(archive), options, self.options["dbt"]) if ask else None
+        asking: Asking | None = None
+        if ask:
+            from .asking import Dbt
+
+            asking = Dbt(self.where(archive), options.overrides, self.options["dbt"])
         loaded = self.load(archive, run, logical_date, asking, later=True)
         made = plan_run(
             loaded,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from . import layout
-from .archive import Archive, RunEntries
+from .archive import Archive
 from .errors import DamagedError, NotFoundError, UsageError
 from .layout import RunPlace
+from .listings import RunEntries
 from .records import MAX_RECORD, RunPointer, decode_record
 
 
@@ -120,3 +121,15 @@ def _what_there_is(archive: Archive) -> str:
     if not recent:
         return "the archive has no runs yet; record one: dbt-recover exec -- dbt build"
     return "the latest runs are " + ", ".join(recent) + "; see dbt-recover runs"
+
+
+def check_day(text: str) -> None:
+    """UsageError unless text is empty or a day that exists."""
+    from datetime import date
+
+    try:
+        known = not text or (layout.is_date(text) and date.fromisoformat(text) is not None)
+    except ValueError:
+        known = False
+    if not known:
+        raise UsageError(f"not a day: {text!r}", hint="write it as 2026-01-31")

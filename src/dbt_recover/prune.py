@@ -27,12 +27,13 @@ from datetime import datetime, timedelta
 import msgspec
 
 from . import layout
-from .archive import Archive, RunEntries
+from .archive import Archive
 from .errors import DamagedError, LockedError, NotFoundError, UsageError
 from .foreign import DatedFolders
 from .latest import run_of_latest
 from .layout import FORMAT_VERSION, RunPlace, encode_id
 from .lease import Holder, Lease, decode
+from .listings import RunEntries
 from .machine import process_lives, this_machine
 from .model import as_word
 from .records import MAX_RECORD, Mark, decode_record

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,17 @@ def test_of_several_that_archive_the_same_one_does(tmp_path: Path) -> None:
     assert said == [f"already archived, in run {run_id}\n"] * 3 + [f"archived as run {run_id}\n"]
 
 
-def test_two_that_met_at_the_last_moment(tmp_path: Path) -> None:
-    """Both saw that nobody had archived it."""
+@pytest.mark.parametrize("reached", ["done", "at work"])
+def test_two_that_met_at_the_last_moment(reached: str, tmp_path: Path) -> None:
+    """Both saw that nobody had archived it; then the other was first to claim it."""
+
+    class AtWork(Altered):
+        """Claims it, and is not done with it while we are at work."""
+
+        def write(self, key: str, body: Any, **conditions: Any) -> str:
+            if reached == "at work" and not key.startswith("ids/"):
+                raise StorageError(f"not yet: {key}")
+            return super().write(key, body, **conditions)
 
     class Late(Altered):
         """Another archives it between our look and our first write."""
@@ -89,15 +99,17 @@ def test_two_that_met_at_the_last_moment(tmp_path: Path) -> None:
         def write(self, key: str, body: Any, **conditions: Any) -> str:
             if key.startswith("ids/") and not other:
                 other.append("begun")
-                where = Where(Archive(self.inner), {}, tmp_path, print)
-                other.append(archive_finished(where, ARTIFACTS / "good", Identity("b")).run_id)
+                where = Where(Archive(AtWork(self.inner)), {}, tmp_path, print)
+                with suppress(StorageError):
+                    other.append(archive_finished(where, ARTIFACTS / "good", Identity("b")).run_id)
             return super().write(key, body, **conditions)
 
     other: list[str] = []
     kept = Archive(Late(LocalStorage(tmp_path / "kept")))
     where = Where(kept, {}, tmp_path, print)
     done = archive_finished(where, ARTIFACTS / "good", Identity("a"))
-    assert (done.run_id, done.before) == ("b", True)
+    assert other == (["begun", "b"] if reached == "done" else ["begun"])
+    assert (done.run_id, done.before) == ("b", reached == "done")
     assert statuses(LocalStorage(tmp_path / "kept")) == {"b": "failed"}
 
 

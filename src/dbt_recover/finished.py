@@ -109,9 +109,10 @@ def archive_finished(
             )
         except AlreadyArchived:
             owner = where.archive.run_of_invocation(ran.invocation_id)
-            if owner is None or not where.archive.has(owner, ran.invocation_id):
+            joined = owner is not None and owner.run_id == identity.run_id
+            if owner is None or (joined and not where.archive.has(owner, ran.invocation_id)):
                 raise
-            # Another was faster by a moment: where it is, and whether it is whole, is known now.
+            # Another was faster by a moment. It is done, or at work, or died: known there.
             return archive_finished(where, target, identity, allow_mixed=allow_mixed)
     return Archived(done.invocation.run.run_id)
 

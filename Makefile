@@ -113,6 +113,7 @@ $(MATRIX:%=.venvs/dbt-%) $(AIRFLOWS) .venvs/warehouses: %: %/.installed
 .venv/.installed: pyproject.toml .venv/.dependencies
 	@echo "==> .venv: dbt-recover, editable"
 	@$(call install,.venv,--no-deps --no-build-isolation -e .)
+	@.venv/bin/python -m compileall -q src  # as for one that is installed as a package
 	@touch $@
 
 $(MATRIX:%=.venvs/dbt-%/.installed) $(AIRFLOWS:%=%/.installed) .venvs/warehouses/.installed: .venvs/%/.installed: requirements/%.txt .venv/.bootstrapped

@@ -246,7 +246,7 @@ class Room:
 
     def recover(self, *words: str, kill: Kill | None = None) -> Ran:
         """dbt-recover."""
-        return self._run([sys.executable, "-m", "dbt_recover.cli", *words], kill)
+        return self._run([sys.executable, "-m", "dbt_recover", *words], kill)
 
     def _run(self, argv: Sequence[str], kill: Kill | None) -> Ran:
         if kill and kill.node:

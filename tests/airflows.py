@@ -267,7 +267,7 @@ def demo_company(home: Path, version: str = "3.3", **environ: str) -> Company:
 def _with_bin(made: Company, *, raw: bool = True) -> Company:
     script = made.here.dbt_path.with_name("dbt-recover")
     script.write_text(
-        f'#!/bin/sh\nPYTHONPATH={_SOURCE} exec {sys.executable} -m dbt_recover.cli "$@"\n'
+        f'#!/bin/sh\nPYTHONPATH={_SOURCE} exec {sys.executable} -m dbt_recover "$@"\n'
     )
     script.chmod(0o755)
     if raw:

@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from dbt_recover.storage import S3Options, Storage, open_storage, s3
+from dbt_recover.storage import Storage, open_storage, s3
+from dbt_recover.storage.options import S3Options
 from dbt_recover.storage.s3_client import connect
 from servers import aws_environment
 

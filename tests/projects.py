@@ -32,7 +32,7 @@ ARTIFACTS = FIXTURES.with_name("artifacts")
 NAMES = sorted(p.parent.name for p in FIXTURES.glob("*/expect.json"))
 DEMO = Path(dbt_recover.__file__).parent / "demo_project"
 REAL_DBT = Path(sys.executable).with_name("dbt")
-DBT_RECOVER = (sys.executable, "-m", "dbt_recover.cli")
+DBT_RECOVER = (sys.executable, "-m", "dbt_recover")
 
 # What belongs to this machine or to a run, and not to a checkout.
 _LEFT_BEHIND = ("target", "logs", ".dbt-recover", "*.duckdb*", ".user.yml")

@@ -634,7 +634,7 @@ def test_a_selection_that_matches_nothing_runs_nothing(archived: Checkout) -> No
 def test_relative_archives_are_below_the_configuration_file(archived: Checkout) -> None:
     """The other side of it: what is right is taken, wherever one stands."""
     (archived.root / "dbt_recover.toml").write_text('archive = ".dbt-recover"')
-    below = f"cd models && {sys.executable} -m dbt_recover.cli plan"
+    below = f"cd models && {sys.executable} -m dbt_recover plan"
     assert archived.run("sh", "-c", below).out == archived.recover("plan").out
 
 

@@ -340,7 +340,7 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
 
     def asked(*flags: str, **environ: str) -> str:
         ran = subprocess.run(
-            [sys.executable, "-m", "dbt_recover.cli", *flags, "runs"],
+            [sys.executable, "-m", "dbt_recover", *flags, "runs"],
             cwd=tmp_path,
             env={**os.environ, **environ},
             capture_output=True,
@@ -610,7 +610,7 @@ def test_the_archive_can_be_read_by_hand(tmp_path: Path) -> None:
     target = tmp_path / "target"
     shutil.copytree(ARTIFACTS / "good", target)
     ran = subprocess.run(
-        [sys.executable, "-m", "dbt_recover.cli", "--archive", str(tmp_path / "kept"), "archive"],
+        [sys.executable, "-m", "dbt_recover", "--archive", str(tmp_path / "kept"), "archive"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -693,7 +693,7 @@ def normalised(line: str) -> str:
 @pytest.mark.slow
 def test_transcript_in_the_readme_is_what_the_demo_prints() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "dbt_recover.cli", "demo"],
+        [sys.executable, "-m", "dbt_recover", "demo"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -311,7 +311,7 @@ def test_a_project_that_cannot_be_read(around: Surroundings) -> None:
 def test_another_project(
     around: Surroundings, project: checkouts.Project, local: LocalStorage
 ) -> None:
-    other = replace(project, name="elsewhere")
+    other = msgspec.structs.replace(project, name="elsewhere")
     found = examine(replace(around, project=lambda: other))
     assert only(found, "warn") == ["project"]
     assert f"latest run is of project {PROJECT}" in line(found, "project").what

@@ -65,7 +65,7 @@ def test_of_several_that_cannot_be_delivered_the_most_serious_counts(
 
 
 def test_of_several_that_archive_the_same_one_does(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "dbt_recover.cli", "--archive", str(tmp_path / "kept")]
+    argv = [sys.executable, "-m", "dbt_recover", "--archive", str(tmp_path / "kept")]
     argv += ["archive", "--target-dir", str(ARTIFACTS / "good"), "--run-id"]
     at_work = [
         subprocess.Popen(
@@ -115,7 +115,7 @@ def test_two_that_met_at_the_last_moment(reached: str, tmp_path: Path) -> None:
 
 def test_an_invocation_archived_before_is_said_to_be(tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "dbt_recover.cli", "--archive", str(tmp_path / "kept")]
+        argv = [sys.executable, "-m", "dbt_recover", "--archive", str(tmp_path / "kept")]
         argv += ["archive", "--target-dir", str(ARTIFACTS / "good"), *words]
         return subprocess.run(argv, capture_output=True, text=True, check=True)
 

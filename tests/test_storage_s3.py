@@ -23,8 +23,9 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from conftest import Bucket, fresh_bucket
 from dbt_recover import config
 from dbt_recover.errors import DamagedError, NotFoundError, RecoverError, StorageError, UsageError
-from dbt_recover.storage import S3Options, open_storage
+from dbt_recover.storage import open_storage
 from dbt_recover.storage.base import MissingKey, PreconditionFailed
+from dbt_recover.storage.options import S3Options
 from dbt_recover.storage.s3 import S3Storage, _age
 from servers import (
     READER_KEY,
@@ -684,7 +685,8 @@ def test_slashes_around_a_prefix_make_no_difference() -> None:
 
 def test_a_directory_needs_no_aws_library(tmp_path: Path) -> None:
     code = (
-        "import sys; from dbt_recover.storage import open_storage, S3Options\n"
+        "import sys; from dbt_recover.storage import open_storage\n"
+        "from dbt_recover.storage.options import S3Options\n"
         "store = open_storage(sys.argv[1]); store.write('x', b'1'); S3Options(region='x')\n"
         "print([m for m in sys.modules if m in ('boto3', 'botocore', 'msgspec', 'urllib3')])"
     )

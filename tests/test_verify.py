@@ -585,7 +585,7 @@ def test_an_empty_archive(tmp_path: Path) -> None:
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "dbt_recover.cli", "--archive", *map(str, words)]
+    argv = [sys.executable, "-m", "dbt_recover", "--archive", *map(str, words)]
     return subprocess.run(argv, capture_output=True, text=True, cwd=Path(sys.prefix))
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from . import layout
+from .ahead import Ahead
 from .clock import now
 from .errors import DamagedError, NotFoundError, StorageError
 from .graph import Graph
 from .journal import Record, fold
 from .layout import RunPlace, Summary
-from .listings import Listings, RunEntries
+from .listings import Listings, RunEntries, commands_of, last_words, status_of
 from .machine import process_lives, this_machine
 from .model import Artifact, Invocation, Recorded, RunInfo, RunSummary, as_word
 from .records import (
@@ -51,6 +53,7 @@ class Archive(Listings):
         super().__init__(storage)
         self.dated = False
         """Whether another writer's dated folders are read as runs, too (see foreign.py)."""
+        self._ahead: dict[str, Ahead[bytes]] = {}
 
     def check(self, *, create: bool = False) -> None:
         """Make sure that there is an archive of a version we know.
@@ -132,9 +135,9 @@ class Archive(Listings):
             words[invocation_id] = self.summary_of(entries.place, invocation_id)
         unended = self._unended(entries, words)
         running = any(self.alive(entries.place, i) for i in unended)
-        status = _status(list(words.values()), bool(unended), running)
+        status = status_of(list(words.values()), bool(unended), running)
         last = max(words.values(), key=lambda s: (s.attempt, s.ended), default=None)
-        latest = _last_words(list(words.values()))
+        latest = last_words(list(words.values()))
         place = entries.place
         return RunSummary(
             run=RunInfo(
@@ -149,7 +152,7 @@ class Archive(Listings):
             total=max((s.total for s in words.values() if s.scope == "run"), default=0)
             or sum(s.total for s in latest),
             seconds=sum(s.seconds for s in words.values()),
-            command=_commands(list(words.values()))
+            command=commands_of(list(words.values()))
             or ", ".join(dict.fromkeys(i.command for i in begun)),
             ended=last.ended if last else "",
         )
@@ -242,9 +245,10 @@ class Archive(Listings):
 
     # Loading a run
 
-    def load(self, place: RunPlace) -> list[Recorded]:
+    def load(self, place: RunPlace, *, with_graph: bool = False) -> list[Recorded]:
         """All invocations of a run, with their results. Raises DamagedError for any that cannot
-        be read whole: a plan from half a record would be wrong."""
+        be read whole: a plan from half a record would be wrong. `with_graph`: it is asked for next,
+        and may be fetched meanwhile."""
         entries = self.entry(place)
         for ident in sorted(entries.summaries.keys() - entries.committed - {layout.SETTLED}):
             if not self.has(place, ident):
@@ -254,7 +258,9 @@ class Archive(Listings):
                     hint=f"bring {place.commit(ident)} back from a backup of the archive; all that "
                     f"is wrong: dbt-recover verify {as_word(place.run_id)}",
                 )
-        committed = [self._load_committed(place, i) for i in sorted(entries.committed)]
+        # Of several, which one's it will be is not known yet.
+        alone = with_graph and len(entries.committed) == 1
+        committed = [self._load_committed(place, i, alone) for i in sorted(entries.committed)]
         return committed + [self._load_open(place, i) for i in sorted(entries.open)]
 
     def has(self, place: RunPlace, invocation_id: str) -> bool:
@@ -298,10 +304,12 @@ class Archive(Listings):
                 return results
         return Results(layout.FORMAT_VERSION)
 
-    def _load_committed(self, place: RunPlace, invocation_id: str) -> Recorded:
+    def _load_committed(self, place: RunPlace, invocation_id: str, alone: bool) -> Recorded:
         commit = self.commit_of(place, invocation_id)
-        results = self._results(commit)
         graph = next((a for a in commit.artifacts if a.name == "graph.json"), None)
+        if alone and graph is not None:
+            self._ahead[graph.key] = Ahead(partial(self.artifact_bytes, graph))
+        results = self._results(commit)
         return Recorded(
             commit.invocation,
             {r.unique_id: r for r in results.results},
@@ -357,7 +365,8 @@ class Archive(Listings):
 
         if record.graph is None:
             return None
-        return decode_graph(self.artifact_bytes(record.graph))
+        ahead = self._ahead.pop(record.graph.key, None)
+        return decode_graph(ahead.result() if ahead else self.artifact_bytes(record.graph))
 
     def artifact_bytes(self, artifact: Artifact) -> bytes:
         """The file as dbt wrote it, its hash checked. DamagedError if a bit of it differs."""
@@ -374,26 +383,3 @@ class Archive(Listings):
 
     def _decode(self, data: bytes, type_: type[Any], key: str) -> Any:
         return decode_record(data, type_, f"{self.url}/{key}")
-
-
-def _last_words(summaries: list[Summary]) -> list[Summary]:
-    """Of each step the latest word; one that speaks for the whole run replaces all before it."""
-    latest: dict[str, Summary] = {}
-    for summary in sorted(summaries, key=lambda s: (s.attempt, s.ended)):
-        if summary.scope == "run":
-            latest.clear()
-        latest[summary.step] = summary
-    return list(latest.values())
-
-
-def _status(summaries: list[Summary], has_open: bool, running: bool) -> str:
-    if running:
-        return "running"
-    if has_open or not summaries or any(s.state != "ok" for s in _last_words(summaries)):
-        return "failed"
-    return "recovered" if any(s.attempt > 1 for s in summaries) else "success"
-
-
-def _commands(summaries: list[Summary]) -> str:
-    first = [s.command for s in sorted(summaries, key=lambda s: s.ended) if s.attempt == 1]
-    return ", ".join(dict.fromkeys(c for c in first if c))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from .errors import DamagedError, UsageError
 from .graph import Graph
@@ -37,15 +38,14 @@ _PATHS = {
 _SETTINGS = frozenset({"name", "profile", "target-path", "log-path", "flags", *_PATHS})
 
 
-@dataclass(frozen=True)
-class Project:
+class Project(msgspec.Struct, frozen=True):
     """A dbt project on this machine."""
 
     root: Path
     name: str
     settings: Mapping[str, Any]
     """Those of dbt_project.yml that are about paths, its name, its profile and its flags."""
-    seen: SeenFiles | None = field(default=None, compare=False)
+    seen: SeenFiles | None = None
     """Where hashes of its files may be taken from."""
 
     @property
@@ -172,23 +172,29 @@ def _below(prefix: str, directory: str) -> Iterator[tuple[str, str, os.stat_resu
     while waiting:
         prefix, directory, above = waiting.pop()
         try:
-            own = os.stat(directory)  # noqa: PTH116  # a Path each would tell
-            entries = sorted(os.scandir(directory), key=attrgetter("name"))
+            # Entries of an open directory are found without going through its whole path each time.
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             continue
-        here = above | {(own.st_dev, own.st_ino)}
-        if len(here) == len(above):
-            continue  # a link to a directory that it is in
-        for entry in entries:
-            name = entry.name
-            try:
-                if entry.is_dir():
-                    if not name.startswith("."):
-                        waiting.append((f"{prefix}{name}/", entry.path, here))
-                elif name.lower().endswith(_SUFFIXES):
-                    yield prefix + name, entry.path, entry.stat()
-            except OSError:
-                continue  # a link that leads nowhere, or a file that is gone by now
+        try:
+            own = os.fstat(descriptor)
+            here = above | {(own.st_dev, own.st_ino)}
+            if len(here) == len(above):
+                continue  # a link to a directory that it is in
+            for entry in sorted(os.scandir(descriptor), key=attrgetter("name")):
+                name = entry.name
+                try:
+                    if entry.is_dir():
+                        if not name.startswith("."):
+                            waiting.append((f"{prefix}{name}/", f"{directory}/{name}", here))
+                    elif name.lower().endswith(_SUFFIXES):
+                        yield prefix + name, f"{directory}/{name}", entry.stat()
+                except OSError:
+                    continue  # a link that leads nowhere, or a file that is gone by now
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
 
 
 def _setting(project: Project, key: str, default: list[str]) -> list[str]:

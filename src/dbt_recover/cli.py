@@ -5,7 +5,6 @@ Modules are imported inside the commands: `dbt-recover --help` costs what click 
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -277,8 +276,6 @@ for _command in (*RECORDING, *UPKEEP, *TELLING, *DRAWING):
 def main() -> None:
     """The console script. Leaves at once: to take everything apart, object by object, would cost
     a tenth of what `plan` takes."""
-    # Short-lived (exec and retry collect again): it costs more than it would free.
-    gc.disable()
     code: object = 1
     try:
         run()
@@ -309,7 +306,3 @@ def run() -> None:
         # `dbt-recover runs | head`: nobody reads on, which is fine.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from .recover import Options
 
 
+_held: list[object] = []
+"""What was read: taken apart, object by object, when nobody needs it any more, it would take longer than
+to make a plan of it. It goes with the process (cli.main)."""
+
+
 class App:
     """What the global options say, made into things when a command asks for them."""
 
@@ -148,9 +153,11 @@ class App:
         place = resolve(archive, run, logical_date=logical_date or "")
         if later:
             archive.list_since(place.date)
-        return load(
+        loaded = load(
             archive, place, project=self.project(), pipelines=self.pipelines(), asking=asking
         )
+        _held.append(loaded)
+        return loaded
 
     def plan(
         self,

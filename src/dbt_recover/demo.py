@@ -89,7 +89,7 @@ class _Story:
     def _recover(self, *words: str) -> int:
         self.echo(f"$ dbt-recover {' '.join(words)}")
         self._flush()
-        argv = [sys.executable, "-m", "dbt_recover.cli", *words]
+        argv = [sys.executable, "-m", "dbt_recover", *words]
         with Interrupts() as interrupts:
             return dbt.run(argv, interrupts, env=self.environ, cwd=self.project).exit_code
 

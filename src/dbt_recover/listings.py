@@ -136,3 +136,28 @@ def _add(runs: dict[str, RunEntries], listed: Listed) -> None:
         entries.committed.add(listed.invocation_id)
     elif listed.summary is not None:
         entries.summaries[listed.invocation_id] = listed.summary
+
+
+def last_words(summaries: list[Summary]) -> list[Summary]:
+    """Of each step the latest word; one that speaks for the whole run replaces all before it."""
+    latest: dict[str, Summary] = {}
+    for summary in sorted(summaries, key=lambda s: (s.attempt, s.ended)):
+        if summary.scope == "run":
+            latest.clear()
+        latest[summary.step] = summary
+    return list(latest.values())
+
+
+def status_of(summaries: list[Summary], has_open: bool, running: bool) -> str:
+    """One word for the run: running, failed, recovered, success."""
+    if running:
+        return "running"
+    if has_open or not summaries or any(s.state != "ok" for s in last_words(summaries)):
+        return "failed"
+    return "recovered" if any(s.attempt > 1 for s in summaries) else "success"
+
+
+def commands_of(summaries: list[Summary]) -> str:
+    """The dbt commands of the run's first attempt, in order."""
+    first = [s.command for s in sorted(summaries, key=lambda s: s.ended) if s.attempt == 1]
+    return ", ".join(dict.fromkeys(c for c in first if c))

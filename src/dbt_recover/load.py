@@ -121,7 +121,7 @@ def load(
     warnings.
     """
     seen = archive.state_of(place)
-    recorded = in_order(archive.load(place))
+    recorded = in_order(archive.load(place, with_graph=True))
     graph = next((g for r in reversed(recorded) if (g := archive.graph(r)) is not None), None)
     recorded = in_order([*recorded, *_steps(recorded, pipelines, place.run_id)])
     early = [r for r in recorded if not r.complete]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from ..errors import UsageError
 from .base import Storage, check_key
-from .options import S3Options
+
+if TYPE_CHECKING:
+    from .options import S3Options
 
 # One letter before the colon is no scheme. `s3:bucket` and `s3:/bucket` are typing errors that
 # must not become directories.
@@ -79,6 +82,8 @@ def _bucket(text: str, s3: S3Options | Mapping[str, object] | None) -> Storage:
             f"{text}: a directory bucket (S3 Express) cannot hold an archive",
             hint="name a general purpose bucket",
         )
+    from .options import S3Options
+
     options = s3 if isinstance(s3, S3Options) else S3Options.from_mapping(s3 or {})
     try:
         from .s3 import S3Storage
@@ -123,4 +128,4 @@ def _split(text: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-__all__ = ["S3Options", "Storage", "open_storage"]
+__all__ = ["Storage", "open_storage"]

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import io
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -99,7 +98,7 @@ def lock(folder: int, name: str, path: Path) -> Iterator[None]:
                 f"cannot lock {path}: another process has held it for {_LOCK_SECONDS:.0f} s",
                 hint=f"find it with: fuser {path.parent / own}",
             )
-        time.sleep(0.002 + 0.01 * secrets.randbelow(100) / 100)
+        time.sleep(0.002 + 0.01 * os.urandom(1)[0] / 256)
     try:
         yield
     finally:

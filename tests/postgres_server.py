@@ -20,7 +20,8 @@ _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/p
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running server; its superuser is `postgres`, and nobody needs a password."""
+    """A running server; its superuser is `postgres`. Nobody needs a password but `knocks`, and
+    `barred` is not let in."""
 
     binaries: Path
     port: int
@@ -100,13 +101,18 @@ def _served(directory: Path) -> Iterator[Postgres]:
     )
     if made.returncode != 0:
         raise ServerUnavailable(f"initdb: {made.stderr[-300:]}")
+    access = data / "pg_hba.conf"
+    access.write_text(
+        "host all knocks 127.0.0.1/32 scram-sha-256\nhost all barred 127.0.0.1/32 reject\n"
+        + access.read_text()
+    )
     (port,) = free_ports(1)
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             [
                 *(str(binaries / "postgres"), "-D", str(data), "-p", str(port)),
                 *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
-                *("-c", "fsync=off", "-c", "deadlock_timeout=200ms"),
+                *("-c", "fsync=off", "-c", "deadlock_timeout=200ms", "-c", "max_connections=20"),
             ],
             stdout=log,
             stderr=log,

@@ -67,6 +67,8 @@ class Front:
     rules: list[Rule] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     """The text of every query, in order."""
+    logins: list[dict[str, Any]] = field(default_factory=list)
+    """What each login said of itself: LOGIN_NAME, AUTHENTICATOR, TOKEN, SESSION_PARAMETERS, ..."""
     canceled: threading.Event = field(default_factory=threading.Event)
     tcp: TcpFront | None = None
     """What is before this one, for `cut`, `silent` and `gone`."""
@@ -134,11 +136,13 @@ def _front(upstream: int) -> Iterator[Front]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            plain = gzip.decompress(body) if self.headers.get("Content-Encoding") else body
             rule = None
-            if self.path.startswith("/session/v1/login-request") and front.login:
-                return self._answer(front.login[1], front.login[0])
+            if self.path.startswith("/session/v1/login-request"):
+                front.logins.append(json.loads(plain)["data"])
+                if front.login:
+                    return self._answer(front.login[1], front.login[0])
             if self.path.startswith("/queries/v1/query-request"):
-                plain = gzip.decompress(body) if self.headers.get("Content-Encoding") else body
                 text = str(json.loads(plain)["sqlText"])
                 rule = front.rule(text)
                 if "system$cancel_all_queries" in text.lower():

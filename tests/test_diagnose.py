@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import duckdb
 import pytest
 
 from dbt_recover.diagnose import (
@@ -22,6 +26,10 @@ from dbt_recover.diagnose import (
 )
 from dbt_recover.model import Invocation, NodeResult, NodeState, RunInfo, RunState
 
+WORDS = {"seen", "reported", "source", "made"}
+SEEN_ON = {"duckdb", "postgres", "snowflake", "*"}
+"""Whose real programs are in the tests: of Snowflake, its connector."""
+NAMES = {"*": "any (SQLSTATE, dbt's own)", "redshift": "redshift, besides PostgreSQL's"}
 ADAPTERS = {"snowflake", "duckdb", "postgres", "redshift", "bigquery", "databricks"}
 AMBIGUOUS = {"57014", "02000", "08001", "22000", "42000", "HY000", "XX000"}
 
@@ -54,8 +62,6 @@ def test_a_sample_gets_its_class_by_its_own_pattern(pattern: Pattern) -> None:
 
 
 def classify_by(pattern: Pattern, message: str) -> bool:
-    import re
-
     return any(re.search(pattern.text, ln, re.IGNORECASE) for ln in unwrap(message).lines)
 
 
@@ -72,9 +78,133 @@ def test_the_file_keeps_its_own_rules() -> None:
         assert pattern.error_class in CLASSES[:-1]
         assert pattern.source.startswith("https://")
         assert pattern.sqlstate not in AMBIGUOUS
+        assert pattern.words in WORDS
+        assert pattern.words != "seen" or set(pattern.adapters) & SEEN_ON
     for adapter in ADAPTERS:
         classes = {p.error_class for p in patterns() if {adapter, "*"} & set(p.adapters)}
         assert {TRANSIENT, PERMISSION, CODE, DATA} <= classes, adapter
+
+
+def test_the_docs_say_whose_words_the_samples_are_in() -> None:
+    kinds = ("seen", "reported", "source", "made")
+    lines = ["| adapter | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
+    for adapter in [*sorted(ADAPTERS), "*"]:
+        own = [p.words for p in patterns() if p.adapters[0] == adapter]
+        lines.append(
+            f"| {NAMES.get(adapter, adapter)} | "
+            + " | ".join(str(own.count(k)) for k in kinds)
+            + " |"
+        )
+    page = (Path(__file__).parents[1] / "docs" / "failures.md").read_text()
+    assert "\n".join(lines) in page, "\n".join(lines)
+
+
+# What DuckDB is asked so that it says the sample: by the first words of its error.
+ASKED: dict[str, tuple[str, ...]] = {
+    "Parser Error:": ("select * form raw_orders",),
+    "Binder Error:": ("select order_totl from raw_orders",),
+    "Catalog Error:": ("select * from raw_order",),
+    "Not implemented Error:": ("alter table raw_orders add constraint x check (order_id > 0)",),
+    "Conversion Error:": (
+        "select cast(annual_value as decimal(12,2)) from (values ('2,388.00')) as c(annual_value)",
+    ),
+    "Invalid Input Error:": ("select strptime('31.01.2026', '%Y-%m-%d')",),
+    "Constraint Error:": (
+        "create table k (order_id int primary key)",
+        "insert into k values (7)",
+        "insert into k values (7)",
+    ),
+    "Out of Range Error:": ("select 2147483647::int * 2::int",),
+    "Permission Error:": (
+        "set enable_external_access = false",
+        "select * from read_csv('/data/orders.csv')",
+    ),
+    "TransactionContext Error:": ("begin", "update raw_orders set order_id = 3"),
+    "Out of Memory Error:": (
+        "set memory_limit = '10MB'",
+        "set temp_directory = ''",
+        "select count(*) from (select distinct hash(i) from range(3000000) as r(i))",
+    ),
+}
+
+
+@pytest.mark.parametrize("begins", ASKED)
+def test_duckdb_says_its_samples(begins: str) -> None:
+    (pattern,) = [
+        p
+        for p in patterns()
+        if "duckdb" in p.adapters and unwrap(p.sample).lines[0].startswith(begins)
+    ]
+    assert pattern.words == "seen"
+    with duckdb.connect() as asked:
+        asked.execute("create table raw_orders as select 1 as order_id, 2.5 as order_total")
+        with asked.cursor() as other:
+            other.execute("begin")
+            if begins.startswith("Transaction"):
+                other.execute("update raw_orders set order_id = 2")
+            *before, last = ASKED[begins]
+            for statement in before:
+                asked.execute(statement)
+            with pytest.raises(duckdb.Error) as raised:
+                asked.execute(last)
+    said, sample = (re.sub(r"[\d.]+/[\d.]+", "", t) for t in (str(raised.value), pattern.sample))
+    assert said.splitlines()[0] == sample.splitlines()[1].strip()
+    assert classify(f"Runtime Error in model m (m.sql)\n  {raised.value}", "duckdb") == classify(
+        pattern.sample, "duckdb"
+    )
+
+
+# dbt v2's drivers name themselves first. As reported, but for a Go client's message of no dbt.
+V2 = (
+    (  # https://github.com/dbt-labs/dbt-fusion/issues/468
+        (
+            "snowflake: Failed to run operation invalid operation: AdapterError: ADBC error: "
+            "[Snowflake] 000900 (42601): SQL compilation error:\nEmpty SQL statement. "
+            "(SQLSTATE: 42601, Vendor code: 900)"
+        ),
+        (CODE, Evidence("sqlstate", "42601", "000900", "42601")),
+        "000900 (42601): SQL compilation error: Empty SQL statement. (SQLSTATE: 42601, ",
+    ),
+    (  # https://github.com/dbt-labs/dbt-fusion/issues/288
+        (
+            "snowflake: dbt1000: ADBC error: [Snowflake] 390144 (08004): JWT token is invalid. "
+            "[ce50495e-84cd-4ec5-9643-777bf4fb397a] (SQLSTATE: 08004, Vendor code: 390144)"
+        ),
+        (PERMISSION, Evidence("text", "390144 (08004): JWT token is invalid", "390144", "08004")),
+        "390144 (08004): JWT token is invalid. [ce50495e-",
+    ),
+    (  # https://github.com/dbt-labs/dbt-fusion/issues/1416
+        (
+            "bigquery: dbt1308: [BigQuery] googleapi: Error 400: Unrecognized name: tables at [34:34], "
+            "invalidQuery"
+        ),
+        (CODE, Evidence("text", "Unrecognized name:")),
+        "Unrecognized name: tables at [34:34], invalidQuery",
+    ),
+    (  # https://github.com/m-lab/etl-gardener/issues/272
+        (
+            "bigquery: [BigQuery] googleapi: Error 400: Could not serialize access to table "
+            "mlab-sandbox:tmp_ndt.tcpinfo due to concurrent update, invalidQuery"
+        ),
+        (
+            TRANSIENT,
+            Evidence(
+                "text",
+                "Could not serialize access to table mlab-sandbox:tmp_ndt.tcpinfo due to concurrent "
+                "update",
+            ),
+        ),
+        "Could not serialize access to table mlab-sandbox:tmp_ndt.tcpinfo due to",
+    ),
+)
+
+
+@pytest.mark.parametrize("told, expected, summary", V2)
+def test_what_dbt_v2_s_drivers_say(told: str, expected: tuple[str, Evidence], summary: str) -> None:
+    adapter, _, said = told.partition(": ")
+    found = diagnose(NodeResult("model.p.m", "error", said), adapter)
+    assert (found.error_class, found.evidence) == expected
+    assert found.summary.startswith(summary)
 
 
 @pytest.mark.parametrize("state", ["57014", "02000", "08001"])
@@ -123,6 +253,44 @@ def test_sql_quoted_by_the_warehouse_is_not_its_word() -> None:
         "                 ^\n"
     )
     assert classify(message, "duckdb")[0] == CODE
+
+
+@pytest.mark.parametrize(
+    "message, summary",
+    [
+        (
+            (
+                "Database Error in model m (models/m.sql)\n  1023\n  DETAIL:  Serializable isolation "
+                "violation on table - 100167"
+            ),
+            "1023 DETAIL:  Serializable isolation violation on table - 100167",
+        ),
+        (
+            (
+                "Database Error in model m (models/m.py)\n  100357 (P0000): Python Interpreter Error:\n"
+                '  Traceback (most recent call last):\n    File "_udf_code.py", line 9, in main\n'
+                "  KeyError: 'plan'\n   in function MODEL with handler main"
+            ),
+            "100357 (P0000): Python Interpreter Error: KeyError: 'plan'",
+        ),
+        (
+            (
+                "Runtime Error in model m (models/m.py)\n  Python model failed:\n"
+                '  Traceback (most recent call last):\n    File "<string>", line 9, in <module>'
+            ),
+            "Python model failed: Traceback (most recent call last):",
+        ),
+        (
+            (
+                "Database Error in model m (models/m.sql)\n  000904 (42000): SQL compilation error: "
+                "error line 3\n  invalid identifier 'X'"
+            ),
+            "000904 (42000): SQL compilation error: error line 3 invalid identifier 'X'",
+        ),
+    ],
+)
+def test_a_summary_says_which_error_it_is(message: str, summary: str) -> None:
+    assert diagnose(NodeResult("model.p.m", "error", message)).summary == summary
 
 
 def test_envelopes_come_off_one_by_one() -> None:

@@ -26,6 +26,7 @@ from projects import (
     relay_model,
     written,
 )
+from test_insist import lock
 
 pytestmark = [pytest.mark.matrix, pytest.mark.slow]
 
@@ -120,6 +121,47 @@ def test_the_telemetry_file_of_v2_is_the_users_too(tmp_path: Path) -> None:
     assert LATE in (here.root / "logs/mine.jsonl").read_text()
     (run,) = here.recover("runs", "-o", "json").json["runs"]
     assert (run["status"], run["total"]) == ("success", len(NODES))
+
+
+@pytest.mark.skipif("v2" not in MATRIX, reason="DBT_RECOVER_MATRIX does not name v2")
+def test_dbt_v2_gives_up(tmp_path: Path) -> None:
+    """It then records every node as an error that says nothing, built or not. Why is known all the
+    same: the warehouse is locked, a hook fails, the project cannot be parsed."""
+    here = written(tmp_path / "here", FILES).having(**dbt_of("v2"))
+    (project := here.root / "dbt_project.yml").write_text(
+        project.read_text()
+        + "on-run-end: [\"insert into {{ env_var('AUDIT', 'stg') }} values (3, 30)\"]\n"
+    )
+    words = ("exec", "--retry-transient", "3", "--backoff", "2", "--", "dbt", "build")
+    with lock(here.database) as holder, here.start(*words) as running:
+        running.until(lambda: "retry 1 of 3 in" in running.ran().err, "it says that it waits")
+        shown = here.recover("show", "-o", "json").json
+        assert shown["counts"] == {"never started": len(NODES)}
+        assert shown["invocations"][0]["class"] == "transient"
+        told = here.recover("notify").out
+        assert "failed: dbt itself gave up (transient), 5 not built, of 7 nodes" in told
+        assert "IO Error: Could not set lock on file" in told
+        assert holder.stdin
+        holder.stdin.close()
+        ran = running.end()
+    assert ran.code == 0, ran
+    assert ": 7 of 7 nodes run again" in ran.err
+
+    broken = here.having(AUDIT="nowhere")
+    assert broken.recover("exec", "--", "dbt", "build").code == 1
+    shown = here.recover("show", "-o", "json").json
+    assert [(n["unique_id"].split(".")[0], n["class"]) for n in shown["failed"]] == [
+        ("operation", "code")
+    ]
+    assert shown["counts"] == {"pass": 2, "success": 5, "error": 1}
+    refused = here.recover("retry")
+    assert refused.code == 12
+    assert "on-run-end-0 failed" in refused.err
+
+    (here.root / "models/marts/top.sql").write_text("select {{ nonsense( }}")
+    ran = here.recover("exec", "--retry-transient", "1", "--", "dbt", "build")
+    assert ran.code == 1
+    assert "not retried: dbt itself failed with class code: " in ran.err
 
 
 def test_an_interrupt(here: Checkout, version: str) -> None:

@@ -548,11 +548,43 @@ def test_alerts_of_other_ends() -> None:
     is_valid(slack.message(lost))
 
 
-def test_a_value_without_quotes_is_a_value() -> None:
-    text = "Type INT64 with value 4111111111111111 can't be cast because it's out of range"
-    said = redact.line(text, "data")
-    assert "4111" not in said
-    assert said.startswith("Type INT64 with value *****")
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (
+            "Type INT64 with value 4111111111111111 can't be cast because it's out of range",
+            "Type INT64 with value ***** can't be cast",
+        ),
+        (
+            "100071 (22000): Failed to cast variant value 4111111111111111 to FIXED(10,0)",
+            "100071 (22000): Failed to cast variant value *****",
+        ),
+        ("customer 4111.jane+x@shop.example.com has no plan", "customer ***** has no plan"),
+    ],
+)
+def test_a_value_without_quotes_is_a_value(text: str, shown: str) -> None:
+    for error_class in ("data", "unknown"):
+        said = redact.line(text, error_class)
+        assert "4111" not in said
+        assert said.startswith(shown)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[UNRESOLVED_COLUMN.WITH_SUGGESTION] x\n== SQL (of VIEW `v`) ==\nselect geheim\n--^^^",
+        "[PARSE_SYNTAX_ERROR] Syntax error\n\n== SQL ==\nselect geheim\n--^^^\nfrom x",
+        "400 Syntax error\n\n-----Query Job SQL Follows-----\n\n   1:select geheim",
+    ],
+)
+def test_sql_that_follows_an_error_goes_out_with_no_alert(message: str) -> None:
+    run = run_of(
+        {"model.shop.a": NodeState(NodeResult("model.shop.a", "error", message), 1, "i1", 0)},
+        Graph([Node("model.shop.a", "model", "a")]),
+        FIRST,
+    )
+    for full in (False, True):
+        assert "geheim" not in alerts.text(alert_of(run, full=full), full=full)
 
 
 @pytest.mark.parametrize("word", ["x" * 1_000_000, "token" * 100_000, "a.b-" * 100_000])

@@ -4,6 +4,8 @@ run: its backend ended, a deadlock, a right taken away.
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dbt_recover.diagnose import classify, patterns
 from dbt_recover.errors import EXIT_STILL_FAILING
 from postgres_server import Postgres, postgres_server
 from projects import Checkout, written
@@ -153,7 +156,10 @@ def test_the_wire_to_the_server(server: Postgres, tmp_path: Path) -> None:
             tcp.mute = False
             ran = running.end()
         assert ran.code == 0, ran.out + ran.err
-        assert "Connection refused" in ran.out
+        assert (
+            f'connection to server at "127.0.0.1", port {tcp.port} failed: Connection refused'
+            in (ran.out)
+        )
         # connect_timeout: 2 of the profile.
         assert "timeout expired" in ran.out
         assert "recovered by attempt 3: " in ran.err
@@ -250,3 +256,113 @@ def test_other_words_of_the_server(server: Postgres, tmp_path: Path) -> None:
         other.communicate("rollback;\n")
     found = {u.split(".")[2]: error_class for u, (error_class, _) in failures(here).items()}
     assert found == {name: expected for name, (_, expected) in says.items()}
+
+
+# What makes PostgreSQL say so, by sessions that wait for each other.
+_SAY = """
+import json, sys, threading, time
+import psycopg2
+port = int(sys.argv[1])
+said, opened = {}, []
+def connect(**how):
+    con = psycopg2.connect(**{
+        **dict(host="127.0.0.1", port=port, user="postgres", dbname="postgres"), **how})
+    con.autocommit = True
+    opened.append(con)
+    return con
+def run(con, *statements):
+    for statement in statements:
+        con.cursor().execute(statement)
+def saying(name, do, *args, **how):
+    try:
+        do(*args, **how)
+    except psycopg2.Error as exc:
+        said[name] = str(exc)
+def waits():
+    while True:
+        cursor = connect().cursor()
+        cursor.execute("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+        if cursor.fetchone()[0]:
+            return
+        opened.pop().close()
+        time.sleep(0.02)
+def behind(name, first, second, then):
+    one, other = connect(), connect()
+    run(one, "begin", first)
+    thread = threading.Thread(target=saying, args=(name, run, other, *second))
+    thread.start()
+    waits()
+    saying(name, run, one, then)
+    thread.join()
+    for con in opened:
+        con.close()
+    opened.clear()
+run(connect(), "create schema words2", "create table words2.t as select 1 as id",
+    "create table words2.u as select 1 as id", "create table words2.raw_orders ()",
+    "grant usage on schema words2 to transformer", "create role knocks login password 'right'",
+    "create role stays", "create role crowd login connection limit 1")
+saying("role", connect, user="gone")
+saying("login", connect, user="stays")
+saying("password", connect, user="knocks", password="wrong")
+saying("barred", connect, user="barred")
+saying("database", connect, dbname="gone")
+saying("crowd", lambda: [connect(user="crowd") for _ in range(2)])
+closed = connect()
+run(connect(), f"select pg_terminate_backend({closed.info.backend_pid})")
+saying("closed", run, closed, "select 1")
+saying("statement", run, connect(), "set statement_timeout = 50", "select pg_sleep(30)")
+saying("temporary", run, connect(), "set temp_file_limit = '1MB'", "set work_mem = '64kB'",
+       "select count(*) from (select md5(g::text) as m from generate_series(1, 100000) as g "
+       "order by 1) as s")
+saying("table", run, connect(user="transformer"), "select * from words2.raw_orders")
+saying("grant", run, connect(), "grant select on words2.t to nobody_of_this_name")
+saying("column", run, connect(), "create table raw_orders ()", "select order_totl from raw_orders")
+saying("cast", run, connect(), "select '2,388.00'::text::integer")
+lock = "lock table words2."
+behind("deadlock", lock + "t", ("set deadlock_timeout = '600s'", "begin", lock + "u", lock + "t"),
+       lock + "u")
+behind("serialize", "update words2.t set id = 2",
+       ("begin isolation level repeatable read", "select * from words2.t",
+        "update words2.t set id = 3"), "commit")
+behind("tuple", "grant select on words2.t to transformer",
+       ("grant select on words2.t to transformer",), "commit")
+behind("catalog", "create schema words3", ("create schema words3",), "commit")
+other = connect()
+run(other, "begin", lock + "t")
+saying("lock", run, connect(), "set lock_timeout = 50", "begin", lock + "t")
+saying("reserved", lambda: [connect(user="transformer") for _ in range(20)])
+saying("clients", lambda: [connect() for _ in range(20)])
+print(json.dumps(said))
+"""
+
+SAID = {
+    **dict.fromkeys(("role", "login", "password", "barred", "table"), "permission"),
+    **dict.fromkeys(("database", "column", "grant"), "code"),
+    **dict.fromkeys(("crowd", "deadlock", "serialize", "tuple", "catalog"), "transient"),
+    **dict.fromkeys(("lock", "reserved", "clients", "closed"), "transient"),
+    "statement": "timeout",
+    "temporary": "quota",
+    "cast": "data",
+}
+
+
+def test_postgres_says_its_samples(server: Postgres) -> None:
+    done = subprocess.run(
+        [str(WAREHOUSES / "python"), "-c", _SAY, str(server.port)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, str] = json.loads(done.stdout)
+    envelope = "Database Error in model m (models/m.sql)\n  "
+    classes = {name: classify(envelope + text, "postgres")[0] for name, text in said.items()}
+    assert classes == SAID, said
+    heard = {_plain(line) for text in said.values() for line in text.splitlines()}
+    samples = [p.sample for p in patterns() if "postgres" in p.adapters and p.words == "seen"]
+    missing = {_plain(s.splitlines()[1]) for s in samples} - heard
+    # Nobody listens: in test_the_wire_to_the_server.
+    assert missing == {"connection to server at #, port # failed: Connection refused"}, said
+
+
+def _plain(line: str) -> str:
+    """Without what differs from one server to the next."""
+    line = re.sub(r'"[\w.]+" \([\d.:]+\)|"127\.0\.0\.1"', "#", line.strip())
+    return re.sub(r"(?<=port )\d+", "#", line)

@@ -4,12 +4,17 @@ real thing here and what is played back.
 
 from __future__ import annotations
 
+import base64
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 
 from projects import Checkout, demo
 from servers import ServerUnavailable
@@ -26,14 +31,12 @@ LEFT_OUT = (
 )
 
 _PROFILE = """
-b2b_analytics:
-  target: prod
-  outputs:
-    prod: &prod
+every:
+  target: &every
       type: snowflake
       account: "{{ env_var('SNOWFLAKE_ACCOUNT') }}"
       user: "{{ env_var('SNOWFLAKE_USER') }}"
-      password: "{{ env_var('SNOWFLAKE_PASSWORD') }}"
+      query_tag: finance, every night
       role: TRANSFORMER
       warehouse: TRANSFORMING_WH
       database: "{{ env_var('SNOWFLAKE_DATABASE', 'ANALYTICS') }}"
@@ -43,10 +46,27 @@ b2b_analytics:
       port: "{{ env_var('PORT') | int }}"
       protocol: http
       reuse_connections: "{{ env_var('REUSE', 'True') | as_bool }}"
+b2b_analytics:
+  target: "{{ env_var('TARGET', 'prod') }}"
+  outputs:
+    prod:
+      <<: *every
+      password: "{{ env_var('SNOWFLAKE_PASSWORD') }}"
     repair:
-      <<: *prod
+      <<: *every
+      private_key_path: "{{ env_var('KEY') }}"
+      private_key_passphrase: "{{ env_var('PASSPHRASE') }}"
       schema: dbt_repair
+    token:
+      <<: *every
+      authenticator: oauth
+      token: "{{ env_var('TOKEN') }}"
 """
+SECRETS = {
+    "SNOWFLAKE_PASSWORD": "geheim-geheim",
+    "PASSPHRASE": "offen-sesam",
+    "TOKEN": "ver:1-hint:2147-ETMsDgAAAZzz",
+}
 
 
 LOCKED = (
@@ -74,6 +94,7 @@ def front(server: Front) -> Iterator[Front]:
     server.rules.clear()
     server.login = server.tcp = None
     server.seen.clear()
+    server.logins.clear()
     server.canceled.set()
     server.canceled.clear()
 
@@ -84,7 +105,8 @@ def project(home: Path, front: Front, database: str) -> Checkout:
         REAL_DBT=WAREHOUSES / "dbt",
         SNOWFLAKE_ACCOUNT="fakesnow",
         SNOWFLAKE_USER="dbt",
-        SNOWFLAKE_PASSWORD="geheim",
+        **SECRETS,
+        KEY=home / "key.p8",
         SNOWFLAKE_DATABASE=database,
         PORT=front.tcp.port if front.tcp else front.port,
     )
@@ -100,6 +122,29 @@ def clean(server: Front, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     done = here.dbt("build", *LEFT_OUT)
     assert done.code == 0, done.out
     return tables(server, "CLEAN")
+
+
+def private_key(path: Path) -> rsa.RSAPrivateKey:
+    """A key as Snowflake's documentation has one made: PKCS#8, with a passphrase."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    encryption = serialization.BestAvailableEncryption(SECRETS["PASSPHRASE"].encode())
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    )
+    return key
+
+
+def keeps_no_secret(here: Checkout) -> None:
+    """Nothing that was recorded has a credential in it."""
+    files = [p for p in (here.root / ".dbt-recover").rglob("*") if p.is_file()]
+    assert files
+    for path in files:
+        data = path.read_bytes()
+        if path.suffix == ".zst":
+            with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+                data = reader.read()
+        for secret in SECRETS.values():
+            assert secret.encode() not in data, path
 
 
 STG_CONTRACTS = "model.b2b_analytics.stg_contracts"
@@ -157,6 +202,10 @@ def test_a_pipeline_in_layers_fails_and_is_recovered(
     # Every query leads back to it.
     tag = '"run": {"run_id":"nightly/1","attempt":1,"step":"staging"}'
     assert [q for q in front.seen if created("stg_contracts") in q and tag in q]
+    # The query_tag of the user's own profile is what it was.
+    tags = [login["SESSION_PARAMETERS"]["QUERY_TAG"] for login in front.logins]
+    assert set(tags) == {"finance, every night"}
+    assert not [q for q in front.seen if "query_tag" in q.lower()]
 
     here.mend()
     planned = {n["unique_id"]: n["class"] for n in here.recover("plan", "-o", "json").json["nodes"]}
@@ -176,8 +225,16 @@ def test_in_another_schema_on_top_of_production_then_in_its_own(
     before = tables(front, "DEFER")
     here.mend()
     planned = here.plan()
+    key = private_key(here.home / "key.p8")
+    front.logins.clear()
     ran = here.recover("retry", "--strategy", "defer", "--target", "repair", "-o", "json")
     assert (ran.code, ran.json["outcome"]) == (0, "recovered"), ran
+    assert {login["AUTHENTICATOR"] for login in front.logins} == {"SNOWFLAKE_JWT"}
+    for login in front.logins:
+        signed, _, signature = login["TOKEN"].rpartition(".")
+        raw = base64.urlsafe_b64decode(signature + "==")
+        key.public_key().verify(raw, signed.encode(), PKCS1v15(), hashes.SHA256())
+    keeps_no_secret(here)
     assert here.calls[-1].executed == planned
     after = tables(front, "DEFER")
     built = sorted(after.keys() - before.keys())
@@ -351,7 +408,7 @@ def test_the_service_is_gone_for_good(front: Front, tmp_path: Path) -> None:
     """In the middle of a query the connector asks again without end: who started it gives up."""
     with tcp_front(front.port) as tcp:
         front.tcp = tcp
-        here = project(tmp_path / "here", front, "GONE")
+        here = project(tmp_path / "here", front, "GONE").having(TARGET="token")
         gone = building(front, "stg_plans", gone=True)
         command = ("dbt", "build", "--select", "raw_plans", "stg_plans")
         with here.start("exec", "--", *command, "--exclude", "resource_type:test") as running:
@@ -364,6 +421,9 @@ def test_the_service_is_gone_for_good(front: Front, tmp_path: Path) -> None:
         tcp.open()
         ran = here.recover("retry", "-o", "json")
         assert (ran.code, ran.json["executed"]) == (0, [STG_PLANS]), ran
+        said = {(login["AUTHENTICATOR"], login["TOKEN"]) for login in front.logins}
+        assert said == {("OAUTH", SECRETS["TOKEN"])}
+        keeps_no_secret(here)
 
 
 # The connector waits a minute for an answer, and dbt-snowflake cannot be told otherwise.

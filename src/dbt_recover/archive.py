@@ -316,6 +316,7 @@ class Archive(Listings):
             frozenset(results.in_flight),
             commit.complete,
             graph,
+            frozenset(results.never_started),
         )
 
     def begun_of(self, place: RunPlace, invocation_id: str) -> Begun:

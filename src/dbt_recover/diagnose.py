@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -68,9 +69,12 @@ class Pattern(
     """dbt's adapter types that say it; ("*",) is any."""
     source: str
     """Where the message is documented, reported or written in source."""
+    words: str
+    """Whose words the sample is in, its envelope apart. seen: said by the real program in our tests.
+    reported: letter for letter as the source has them. source: the program's own text, its blanks
+    filled in. made: made up after what the source describes, as no other was found."""
     sample: str
-    """The message in the shape the source describes, in dbt's envelope; names of models are made
-    up, and where the source gives only the code, so are the words."""
+    """A message that it matches, in dbt's envelope."""
     text: str = ""
     """A regular expression, searched line by line in the error that dbt's envelope holds."""
     code: str = ""
@@ -100,7 +104,15 @@ class Unwrapped(msgspec.Struct, frozen=True):
 
 
 _ENVELOPE = re.compile(r"^\s*(\w+) Error(?: in [\w ]+? \S.*\(.*\))?\s*$")
-_COMPILED_AT = re.compile(r"^\s*compiled (?:code|sql) at ", re.IGNORECASE)
+_COMPILED_AT = re.compile(
+    r"^\s*(?:compiled (?:code|sql) at |\(in \S+:\d+:\d+\)\s*$)", re.IGNORECASE
+)
+_DRIVER = re.compile(
+    r"^\s*(?:Failed to create schema '.*' in database '.*' in remote for [\w.]+: )?"
+    r"(?:(?:[\w ]+: )*\[(?:Snowflake|BigQuery|Databricks|Redshift|PostgreSQL|DuckDB)\] "
+    r"(?:googleapi: Error 4\d\d: )?)?"
+)
+"""dbt v2's drivers name themselves before the warehouse's own words."""
 _AROUND = re.compile(
     r"^\s*(?:An error occurred during execution of unit test |"
     r"Database error while listing schemas in database )"
@@ -123,6 +135,7 @@ def unwrap(message: str) -> Unwrapped:
         ):
             break
         lines = lines[1:]
+    lines[:1] = [_DRIVER.sub("", ln) for ln in lines[:1]]
     return Unwrapped(kind, tuple(ln.strip() for ln in lines))
 
 
@@ -130,7 +143,8 @@ _CODE = re.compile(
     r"^(\d{6})(?: \((\w{5})\))?: (?:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}): )?"
 )
 _SQLSTATE = re.compile(r"\bSQLSTATE: (\w{5})\b")
-_SQL_FOLLOWS = "== SQL =="  # Databricks
+SQL_FOLLOWS = re.compile(r"^(?:== SQL |-+ ?Query Job SQL Follows)")
+"""After this line an error of Databricks or BigQuery is the user's SQL, to its end."""
 _QUOTED = re.compile(r"(?!(?<=n)'t\b)'[^']*'|\"[^\"]*\"")
 _QUOTED_CODE = re.compile(r"^(?:LINE \d+: |\^)")
 
@@ -141,8 +155,7 @@ def classify(message: str, adapter: str = "", query_id: str = "") -> tuple[str, 
     error = unwrap(message)
     # A line of the user's SQL, quoted by the warehouse, is not what the warehouse says.
     lines = [ln for ln in error.lines if not _QUOTED_CODE.match(ln)]
-    if _SQL_FOLLOWS in lines:
-        lines = lines[: lines.index(_SQL_FOLLOWS)]
+    lines = list(takewhile(lambda ln: not SQL_FOLLOWS.match(ln), lines))
     # Nor are the values and names that it puts in quotes; and what dbt could not compile no
     # warehouse has seen.
     told = [] if error.kind == "Compilation" else [(ln, _QUOTED.sub("''", ln)) for ln in lines]
@@ -210,11 +223,18 @@ def gave_up(state: RunState, among: Collection[str] | None = None) -> list[Diagn
     return [cause for cause in found if cause is not None]
 
 
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\b(?::|$)")
+
+
 def _summary(lines: tuple[str, ...]) -> str:
-    """The first line; Snowflake's says only what kind of error it is, and the second which."""
-    if len(lines) > 1 and (lines[0].endswith(":") or "SQL compilation error:" in lines[0]):
-        return f"{lines[0]} {lines[1]}"
-    return lines[0] if lines else ""
+    """The first line, and where that says only what kind of error it is (Snowflake, a Python
+    model) or is a bare number (Redshift), the one that says which."""
+    first = lines[0] if lines else ""
+    vague = first.endswith(":") or "SQL compilation error:" in first or first.isdigit()
+    if len(lines) < 2 or not vague:
+        return first
+    raised = [ln for ln in lines[2:] if _RAISED.match(ln)]
+    return f"{first} {raised[-1] if raised and lines[1].startswith('Traceback ') else lines[1]}"
 
 
 def diagnoses(state: RunState) -> dict[str, Diagnosis]:

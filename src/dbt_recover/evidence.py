@@ -58,15 +58,21 @@ def put_together(
         artifacts.append(recorder.graph)
     results = merge_results(own[0].results if own else {}, journal)
     in_flight = sorted(journal.in_flight - results.keys())
+    given_up = (own[0].results.keys() if own else set()) - results.keys()
+    # Where dbt could not even parse, it does not know what it was to execute.
+    parsed_all = not journal.error.startswith(_BLANKET)
+    never_started = sorted(given_up - journal.in_flight) if parsed_all else []
     artifacts.append(
         spool.keep_bytes(
             "results.json",
             msgspec.json.encode(
-                Results(FORMAT_VERSION, sorted(results.values(), key=by_id), in_flight)
+                Results(
+                    FORMAT_VERSION, sorted(results.values(), key=by_id), in_flight, never_started
+                )
             ),
         )
     )
-    complete = is_complete(ended, own is not None, journal, results)
+    complete = not given_up and is_complete(ended, own is not None, journal, results)
     base = recorder.invocation
     end = _end(ended, complete)
     invocation = msgspec.structs.replace(
@@ -92,7 +98,14 @@ def put_together(
         segments=len(spool.segments()),
         nonce=secrets.token_hex(8),
     )
-    return commit, Recorded(invocation, results, frozenset(in_flight), complete, recorder.graph)
+    return commit, Recorded(
+        invocation,
+        results,
+        frozenset(in_flight),
+        complete,
+        recorder.graph,
+        frozenset(never_started),
+    )
 
 
 def by_id(result: NodeResult) -> str:
@@ -140,17 +153,24 @@ def is_complete(
     return journal.ended and journal.node_count is not None and nodes >= journal.node_count
 
 
+_BLANKET = "Compilation Error"
+"""What dbt v2 records of each node, built ones too, when something else than a node has ended it."""
+
+
 def merge_results(recorded: Mapping[str, NodeResult], journal: Journal) -> dict[str, NodeResult]:
     """dbt's file, with what the journal knows better: under --fail-fast dbt records a model as
     skipped that it had built; and what the file lacks."""
     merged = dict(journal.results)
+    second = journal.dbt_version.startswith("2")
     for uid, result in recorded.items():
         seen = journal.results.get(uid)
+        if second and (result.status, result.message) == ("error", _BLANKET):
+            continue  # it may not even have been started
         # And dbt v2 that was interrupted records all nodes as errors.
-        doubtful = {SKIPPED, "error"} if journal.dbt_version.startswith("2") else {SKIPPED}
+        doubtful = {SKIPPED, "error"} if second else {SKIPPED}
         if result.status in doubtful and seen is not None and seen.status in SUCCESSES:
             continue
-        merged[uid] = journal.with_query(result)
+        merged[uid] = journal.completed(result)
     return merged
 
 

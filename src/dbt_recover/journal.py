@@ -20,7 +20,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of the journal."""
 
     event: str
-    """invocation, start, finish, batch_start, batch_finish, query, artifact, error, end."""
+    """invocation, start, finish, said, batch_start, batch_finish, query, artifact, error, end."""
     invocation_id: str = ""
     at: str = ""
     node: str = ""
@@ -41,7 +41,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     query_id: str = ""
     """The warehouse's id of a query that failed, where the adapter says it."""
     message: str = ""
-    """Why dbt itself gave up."""
+    """Why dbt itself gave up; with a node (`said`), why that failed."""
 
 
 class Journal(msgspec.Struct):
@@ -66,13 +66,19 @@ class Journal(msgspec.Struct):
     """dbt's artifact type -> path it was written to."""
     queries: dict[str, str] = {}
     """unique_id -> id of its last query that failed."""
+    words: dict[str, str] = {}
+    """unique_id -> why it failed, where dbt says that apart (v2)."""
 
-    def with_query(self, result: NodeResult) -> NodeResult:
-        """A failure with the id of the query that failed, where dbt's own record lacks it."""
-        query_id = self.queries.get(result.unique_id, "")
-        if result.query_id or not query_id or result.status not in FAILURES:
+    def completed(self, result: NodeResult) -> NodeResult:
+        """A failure with the id of the query that failed and with why, where dbt's own record lacks
+        them."""
+        if result.status not in FAILURES:
             return result
-        return msgspec.structs.replace(result, query_id=query_id)
+        return msgspec.structs.replace(
+            result,
+            query_id=result.query_id or self.queries.get(result.unique_id, ""),
+            message=result.message or self.words.get(result.unique_id, ""),
+        )
 
 
 class _Execution(msgspec.Struct):
@@ -88,6 +94,8 @@ class _Execution(msgspec.Struct):
     total: int = 0
     query: tuple[str, str] = ("", "")
     """(time, id) of the last query that failed."""
+    said: tuple[str, str] = ("", "")
+    """(time, words) of its last error."""
 
 
 def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
@@ -98,6 +106,7 @@ def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
     belongs to the model's own start counts.
     """
     journal = Journal(invocation_id)
+    why: tuple[str, str] | None = None
     nodes: dict[str, _Execution] = {}
     for record in records:
         if not journal.invocation_id:
@@ -114,20 +123,24 @@ def fold(records: Iterable[Record], invocation_id: str = "") -> Journal:
         elif record.event == "end":
             journal.ended = True
         elif record.event == "error":
-            journal.error = record.message
+            # What dbt says first is what the others follow from.
+            why = min(why or (record.at, record.message), (record.at, record.message))
         else:
             journal.dbt_version = record.dbt_version or journal.dbt_version
             journal.adapter_type = record.adapter_type or journal.adapter_type
             journal.target = record.target or journal.target
             if record.target:
                 journal.node_count = record.node_count
+    journal.error = why[1] if why else ""
     in_flight = set()
     for uid, execution in nodes.items():
         if execution.query[1]:
             journal.queries[uid] = execution.query[1]
+        if execution.said[1]:
+            journal.words[uid] = execution.said[1]
         result = _outcome(uid, execution)
         if result is not None:
-            journal.results[uid] = journal.with_query(result)
+            journal.results[uid] = journal.completed(result)
         elif execution.starts:
             in_flight.add(uid)
     journal.in_flight = frozenset(in_flight)
@@ -141,6 +154,8 @@ def _node_record(execution: _Execution, record: Record) -> None:
         execution.finishes[record.started_at] = record.result
     elif record.event == "query":
         execution.query = max(execution.query, (record.at, record.query_id))
+    elif record.event == "said":
+        execution.said = max(execution.said, (record.at, record.message))
     elif record.event in ("batch_start", "batch_finish"):
         execution.batch_starts.add(record.started_at)
         execution.total = max(execution.total, record.batch_total)

@@ -2,11 +2,13 @@
 
 v2 (Fusion) writes OpenTelemetry spans as JSON lines to `--otel-file-name` while it runs; its
 `--log-format-file json` is still text. A node is a span of type NodeProcessed: started, ended with
-an outcome, or neither when dbt died. Measured on 2.0.0rc196.
+an outcome, or neither when dbt died. Why it failed is in a log record of its own, which names the
+node, or none where dbt itself gave up. Measured on 2.0.0rc196.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 
 import msgspec
@@ -19,7 +21,9 @@ FILE = "otel.jsonl"
 _NODE = "v1.public.events.fusion.node.NodeProcessed"
 _INVOCATION = "v1.public.events.fusion.invocation.Invocation"
 _ARTIFACT = "v1.public.events.fusion.artifact.ArtifactWritten"
-_WANTED = (b"NodeProcessed", b".Invocation", b"ArtifactWritten")
+_HOOK = "v1.public.events.fusion.hook.HookProcessed"
+_LOG = "v1.public.events.fusion.log.LogMessage"
+_WANTED = (b"NodeProcessed", b"HookProcessed", b".Invocation", b"ArtifactWritten", b'"ERROR"')
 
 _OUTCOMES = {
     "NODE_OUTCOME_SUCCESS": "success",
@@ -46,8 +50,15 @@ class _Process(msgspec.Struct):
     version: str = ""
 
 
+class _Status(msgspec.Struct):
+    message: str | None = None
+
+
 class _Attributes(msgspec.Struct):
     unique_id: str = ""
+    hook_outcome: str = ""
+    code_name: str = ""
+    code_line: int = 0
     materialization: str = ""
     node_outcome: str = ""
     node_test_detail: _Test | None = None
@@ -59,11 +70,17 @@ class _Attributes(msgspec.Struct):
 
 
 class _Span(msgspec.Struct):
+    """A span's begin or end, or a log record."""
+
     record_type: str = ""
     trace_id: str = ""
     event_type: str = ""
     start_time_unix_nano: int = 0
     end_time_unix_nano: int = 0
+    time_unix_nano: int = 0
+    severity_text: str = ""
+    body: str | None = None
+    status: _Status | None = None
     attributes: _Attributes | None = None
 
 
@@ -86,6 +103,10 @@ def parse_span(line: bytes, root: str) -> Record | None:
     at = _iso(span.end_time_unix_nano if ended else span.start_time_unix_nano)
     if said.materialization == "NODE_MATERIALIZATION_EPHEMERAL":
         return None
+    if span.event_type == _LOG and span.severity_text == "ERROR":
+        return _error(span, said, ident)
+    if span.event_type == _HOOK and said.unique_id:
+        return _hook(span, said, ident, at, ended)
     if span.event_type == _NODE and said.unique_id:
         return _node(span, said, ident, at, ended)
     if span.event_type == _INVOCATION:
@@ -121,6 +142,46 @@ def _node(span: _Span, said: _Attributes, ident: str, at: str, ended: bool) -> R
         failures=test.failing_rows if test else None,
     )
     return Record("finish", ident, at, node=said.unique_id, started_at=started, result=result)
+
+
+def _hook(span: _Span, said: _Attributes, ident: str, at: str, ended: bool) -> Record:
+    """on-run-start and on-run-end; success is the enum's zero, which v2 leaves out."""
+    started = _iso(span.start_time_unix_nano)
+    if not ended:
+        return Record("start", ident, at, node=said.unique_id, started_at=started)
+    failed = said.hook_outcome == "HOOK_OUTCOME_ERROR"
+    result = NodeResult(
+        unique_id=said.unique_id,
+        status="error" if failed else "success",
+        message=_words(span.status.message if span.status and failed else ""),
+        execution_time=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
+        started_at=started,
+        completed_at=at,
+    )
+    return Record("finish", ident, at, node=said.unique_id, started_at=started, result=result)
+
+
+def _error(span: _Span, said: _Attributes, ident: str) -> Record | None:
+    """Why a node failed, or, where none is named, why dbt gave up. A failed hook has its own span."""
+    message = _words(span.body)
+    if not message or said.relative_path == "<RUN_OPERATION>":
+        return None
+    at = _iso(span.time_unix_nano)
+    if said.unique_id:
+        return Record("said", ident, at, node=said.unique_id, message=message)
+    if said.code_line and said.code_name != "DbDriverFailed":
+        # About a line of the project's files. dbt Core has an envelope for it.
+        message = f"Compilation Error\n  {message}"
+    return Record("error", ident, at, message=message)
+
+
+_BACKTRACE = re.compile(r"\n {2,}0: ")
+
+
+def _words(text: str | None) -> str:
+    """The error without dbt's own backtrace, and without where in the project it was."""
+    said = _BACKTRACE.split(text or "", maxsplit=1)[0]
+    return "\n".join(ln for ln in said.split("\n") if not ln.startswith("  --> ")).strip()
 
 
 def _uuid(trace: str) -> str:

@@ -196,6 +196,8 @@ def _intended(
     known: frozenset[str] | None = None
     if invocation.intended is not None:
         known = frozenset(invocation.intended)
+    elif record.never_started:
+        known = record.never_started | record.in_flight | record.results.keys()
     elif graph is not None:
         known = selected(graph, invocation.args, invocation.command)
         if known is not None and not _as_many(known, invocation.node_count, graph):

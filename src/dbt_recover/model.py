@@ -148,6 +148,8 @@ class Recorded(msgspec.Struct, frozen=True):
     """True if dbt ended by itself and its own run_results.json was archived."""
     graph: Artifact | None = None
     """The compact graph of its manifest; None if it left none."""
+    never_started: frozenset[str] = frozenset()
+    """All other nodes that it was meant to execute, where it did not complete and said so."""
 
 
 class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):

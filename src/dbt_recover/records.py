@@ -69,6 +69,8 @@ class Results(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     results: list[NodeResult] = []
     in_flight: list[str] = []
+    never_started: list[str] = []
+    """All other nodes that it was meant to execute, where dbt v2 says so: it records them as failed."""
 
 
 class SignOfLife(msgspec.Struct, frozen=True):

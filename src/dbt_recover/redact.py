@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 
 from .command_line import STARS, scrub
-from .diagnose import CODE, PERMISSION, TRANSIENT
+from .diagnose import CODE, PERMISSION, SQL_FOLLOWS, TRANSIENT
 
 _READABLE = frozenset({CODE, PERMISSION, TRANSIENT})
 """Classes whose quotes hold names of objects. Any other's can hold a row's values."""
@@ -26,6 +27,8 @@ _VALUES = (
     re.compile(r"(?<= value: ).*|(?<=Row Values: ).*"),
     re.compile(r"(?<=Failing row contains ).*"),
     re.compile(r"(?<=division by zero: ).*"),
+    re.compile(r"(?<=variant value ).*"),
+    re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+"),  # somebody's address
 )
 _SECRETS = (
     re.compile(
@@ -71,4 +74,5 @@ def line(text: str, error_class: str, hidden: Iterable[str] = ()) -> str:
 
 def whole(lines: Iterable[str], hidden: Iterable[str] = ()) -> str:
     """A whole error, for who asked for all of it: with values, without secrets and SQL."""
-    return without_secrets("\n".join(ln for ln in lines if not _SQL.match(ln)), hidden)
+    said = takewhile(lambda ln: not SQL_FOLLOWS.match(ln), lines)
+    return without_secrets("\n".join(ln for ln in said if not _SQL.match(ln)), hidden)

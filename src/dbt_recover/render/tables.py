@@ -82,7 +82,11 @@ def show(state: RunState, graph: Graph, *, full: bool = False) -> str:
             disable_numparse=True,
         ),
         "",
-        "nodes: " + ", ".join(f"{n} {status}" for status, n in sorted(counts(state).items())),
+        "nodes: "
+        + (
+            ", ".join(f"{n} {status}" for status, n in sorted(counts(state).items()))
+            or "none known"
+        ),
     ]
     parts += [f"note: {w}" for w in state.warnings]
     for cause in gave_up(state):
@@ -99,15 +103,13 @@ def show(state: RunState, graph: Graph, *, full: bool = False) -> str:
         if names:
             parts += ["", f"{title} ({len(names)}): {listing(names, None if full else 12)}"]
     slow = sorted(state.nodes.values(), key=lambda n: -n.result.execution_time)[:5]
-    parts += [
-        "",
-        "slowest: "
-        + ", ".join(
-            f"{name_of(graph, n.result.unique_id)} {duration(n.result.execution_time)}"
-            for n in slow
-            if n.result.execution_time > 0
-        ),
+    took = [
+        f"{name_of(graph, n.result.unique_id)} {duration(n.result.execution_time)}"
+        for n in slow
+        if n.result.execution_time > 0
     ]
+    if took:
+        parts += ["", f"slowest: {', '.join(took)}"]
     if describe(state) == "failed":
         parts += ["", f"next: dbt-recover plan {as_word(run.run_id)}"]
     return "\n".join(parts)

@@ -5,6 +5,7 @@ real thing here and what is played back.
 from __future__ import annotations
 
 import base64
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -441,7 +442,8 @@ def test_bytes_that_do_not_arrive(front: Front, clean: dict[str, Any], tmp_path:
     with tcp_front(front.port) as tcp:
         front.tcp = tcp
         (tmp_path / "sitecustomize.py").write_text(_IMPATIENT)
-        here = project(tmp_path / "here", front, "BYTES").having(PYTHONPATH=tmp_path)
+        paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        here = project(tmp_path / "here", front, "BYTES").having(PYTHONPATH=paths)
         here.mend()
         cut = building(front, "stg_plans", cut=100)
         silent = building(front, "stg_invoices", silent=True)

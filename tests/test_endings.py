@@ -462,6 +462,12 @@ def test_a_kill_at_the_last_hook(moment: str, tmp_path: Path, clean: dict[str, T
     told = laptop.recover("retry")
     assert (told.code, laptop.calls) == (RefusedError.exit_code, []), told
     assert "hook" in told.err
+    # What to paste is no retry, wherever one looks.
+    (run,) = laptop.recover("runs", "-o", "json").json["runs"]
+    line = f"dbt-recover exec --run-id {run['run_id']} -- dbt build"
+    assert line in told.err
+    assert laptop.recover("plan").out.splitlines()[-1] == f"next: {line}"
+    assert laptop.recover("notify").out.splitlines()[-1] == line
     assert laptop.tables() == clean
 
 

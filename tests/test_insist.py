@@ -97,6 +97,9 @@ def test_exec_retries_a_lock_and_stops_at_another_class(tmp_path: Path) -> None:
     assert [(n["unique_id"], n["class"]) for n in shown["failed"]] == [(LAST, "code")]
     assert shown["counts"]["success"] == 2
 
+    # Its attempts are no steps, after which others might have to come.
+    assert "steps" not in here.recover("plan").out
+
     # exec's own kind of ending, and one who waits for it in vain.
     again = here.recover("exec", "--retry-transient", "2", "--", "dbt", "build")
     assert again.code == 1

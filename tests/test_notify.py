@@ -205,6 +205,40 @@ def test_a_failed_tests_exposures_are_those_of_what_it_tests() -> None:
     assert alert.failures[0].error == "Got 3 results, configured to fail if != 0"
 
 
+def test_what_to_paste_where_a_hook_failed_is_the_command_that_it_belongs_to() -> None:
+    """dbt runs hooks only with a command, so that a retry would refuse."""
+    hook = "operation.shop.shop-on-run-end-0"
+    graph = Graph(
+        [
+            Node("model.shop.m", "model", "m"),
+            Node("model.shop.log", "model", "log", materialized="incremental"),
+        ]
+    )
+    build = msgspec.structs.replace(FIRST, step="load", argv=["dbt", "build", "--select", "a b"])
+    states = {
+        "model.shop.m": NodeState(NodeResult("model.shop.m", "success"), 1, "i0", 0),
+        "model.shop.log": NodeState(NodeResult("model.shop.log", "success"), 1, "i0", 0),
+        hook: NodeState(NodeResult(hook, "error", "permission denied for table t"), 1, "i1", 1),
+    }
+    alert = alert_of(run_of(states, graph, FIRST, build))
+    line = (
+        "dbt-recover exec --run-id 'nightly 2026-01-31' --step load -- dbt build --select 'a b' "
+        "--exclude log"
+    )
+    assert alert.command == line
+    assert alerts.document(alert)["command"] == line
+    states["model.shop.m"] = NodeState(NodeResult("model.shop.m", "skipped"), 1, "i0", 0)
+    assert alert_of(run_of(states, graph, FIRST, build)).command == (
+        "dbt-recover retry 'nightly 2026-01-31'"
+    )
+
+
+@pytest.mark.parametrize("error_class", ["quota", "timeout", "transient", "permission", "code"])
+def test_the_names_that_a_warehouse_quotes_are_told(error_class: str) -> None:
+    said = "Warehouse 'LOADING' cannot be resumed because resource monitor 'MONTHLY' has exceeded"
+    assert redact.line(said, error_class) == said
+
+
 def test_the_notice_of_recovery_closes_the_loop() -> None:
     ids = [f"model.shop.m{n}" for n in range(41)]
     states = {

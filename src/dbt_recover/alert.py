@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,10 +9,11 @@ from datetime import datetime
 from . import redact
 from .diagnose import ADVICE, Diagnosis, diagnoses, gave_up, unwrap
 from .graph import TESTS, Graph
+from .hazards import command_again
 from .load import LoadedRun
-from .model import IN_FLIGHT, SKIPPED, UNRECORDED, RunState
+from .model import IN_FLIGHT, SKIPPED, UNRECORDED, RunState, as_word
 from .plan import name_of
-from .runstate import describe
+from .runstate import describe, unsettled
 
 FAILED, RECOVERED, SUCCESS, RUNNING = "failed", "recovered", "success", "running"
 
@@ -74,11 +74,8 @@ class Alert:
     seconds: float = 0.0
     """Of a recovered run: time spent in the later attempts; else in all of it."""
     log_url: str = ""
-
-    @property
-    def command(self) -> str:
-        """The line to paste."""
-        return f"dbt-recover retry {shlex.quote(self.run_id)}"
+    command: str = ""
+    """The line to paste."""
 
 
 _LEFT = frozenset({SKIPPED, UNRECORDED, IN_FLIGHT})
@@ -120,7 +117,16 @@ def alert_of(
             _seconds(i.began, i.ended) for i in (later if recovered else state.invocations)
         ),
         log_url=log_url,
+        command=_command(state, graph),
     )
+
+
+def _command(state: RunState, graph: Graph) -> str:
+    """Hooks alone are no retry's: dbt runs them only with a command."""
+    left = sorted(unsettled(state))
+    if left and all(uid.startswith("operation.") for uid in left):
+        return command_again(state, graph, left[0])
+    return f"dbt-recover retry {as_word(state.run.run_id)}"
 
 
 def _failure(

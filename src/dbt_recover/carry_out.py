@@ -3,7 +3,6 @@ through a synthesised state directory; then the outcome."""
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from . import checkout
 from .command_line import starred
 from .context import Identity, Where
 from .dbt import find_dbt
-from .decision import is_buildable
 from .diagnose import Diagnosis, diagnoses, gave_up, of_dbt
 from .errors import (
     EXIT_RECOVERED,
@@ -28,12 +26,13 @@ from .errors import (
     exit_code_of,
 )
 from .execute import Outcome, Task, exit_code, run_recorded
+from .hazards import command_again
 from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
-from .model import FAILURES, SKIPPED, SUCCESSES, NodeResult, Recorded, RunState, as_word
+from .model import FAILURES, SKIPPED, NodeResult, Recorded, RunState, as_word
 from .parse_state import give_parse_state
-from .plan import Plan, PlannedNode, Policy, idempotent, make_plan, name_of
+from .plan import Plan, PlannedNode, Policy, make_plan
 from .profiles import unneeded_target
 from .records import Verdict
 from .recover import Options
@@ -234,7 +233,7 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
     if run.state.warnings:
         raise RefusedError(
             run.state.warnings[0],
-            hint=f"run that command again: dbt-recover exec --run-id {as_word(run_id)} -- {_typed(run)}",
+            hint=f"run that command again: {command_again(run.state, run.graph)}",
         )
     left = unsettled(run.state)
     if plan.dropped:
@@ -254,28 +253,13 @@ def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -
             f"every node of run {run_id} was built, but {hooks[0]} "
             f"{'failed' if left[hooks[0]].result.status in FAILURES else 'did not end'}, and dbt "
             "runs a hook only with a command: what the hook should have done is missing",
-            hint=f"run the command again: dbt-recover exec --run-id {as_word(run_id)} -- {_typed(run)}\n"
+            hint=f"run the command again: {command_again(run.state, run.graph, hooks[0])}\n"
             "  or take the run as whole: --ignore-failed-hooks",
         )
     archive = where.archive
     if archive.summary(archive.entry(run.place)).status == "failed":
         archive.settle(run.place, attempts, total, run.state.run.logical_date)
     return Retried(run_id, attempts, "already_complete", total=total)
-
-
-def _typed(run: LoadedRun) -> str:
-    """The command of the run's first invocation, as one would type it again: without what would
-    write the same rows twice."""
-    argv = run.state.first.argv or ["dbt", run.state.first.command]
-    twice = sorted(
-        name_of(run.graph, uid)
-        for uid, node in run.state.nodes.items()
-        if node.result.status in SUCCESSES
-        and is_buildable(run.graph, uid)
-        and uid in run.graph.nodes
-        and not idempotent(run.graph.nodes[uid])
-    )
-    return shlex.join([*argv, "--exclude", *twice] if twice else argv)
 
 
 def _run_group(

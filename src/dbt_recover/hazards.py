@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 
 from .decision import Changes, Draft, PlanWarning, Policy, is_buildable, name_of
 from .graph import Graph, Node
-from .model import (
-    SUCCESSES,
-    RunState,
-)
+from .model import SUCCESSES, RunState, as_word
 
 
 def drift(
@@ -124,3 +123,27 @@ def _has_post_hook(uid: str, graph: Graph) -> bool:
 def _ran_with_full_refresh(state: RunState, uid: str) -> bool:
     node = state.nodes.get(uid)
     return node is not None and bool(state.invocations[node.index].args.get("full_refresh"))
+
+
+def command_again(state: RunState, graph: Graph, about: str = "") -> str:
+    """The line that runs a command of the run again: that which `about`, a hook, belongs to, else
+    the first. Without what would write the same rows twice."""
+    invocation = state.first
+    if about in state.nodes:
+        own = state.invocations[state.nodes[about].index]
+        if own.intended is None:  # a retry's command lacks its selection
+            invocation = own
+    twice = sorted(
+        name_of(graph, uid)
+        for uid, node in state.nodes.items()
+        if node.result.status in SUCCESSES
+        and is_buildable(graph, uid)
+        and uid in graph.nodes
+        and not idempotent(graph.nodes[uid])
+    )
+    argv = [
+        *(invocation.argv or ["dbt", invocation.command]),
+        *(["--exclude", *twice] if twice else []),
+    ]
+    step = f" --step {shlex.quote(invocation.step)}" if invocation.step else ""
+    return f"dbt-recover exec --run-id {as_word(state.run.run_id)}{step} -- {shlex.join(argv)}"

@@ -196,7 +196,8 @@ _RELATIONS = ("model.", "seed.", "snapshot.")
 
 def _undeclared(run: LoadedRun, pipelines: Sequence[Pipeline]) -> list[PlanWarning]:
     """A run of several steps that stopped: what should have followed is known to its pipeline."""
-    original = [i for i in run.state.invocations if i.scope != "run"]
+    # What `exec --retry-transient` added is no further step.
+    original = [i for i in run.state.invocations if i.scope != "run" and i.intended is None]
     several = len(original) > 1 or any(i.step for i in original)
     if run.scope is not None or not several:
         return []

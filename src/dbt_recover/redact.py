@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from .command_line import STARS, scrub
-from .diagnose import CODE, PERMISSION, SQL_FOLLOWS, TRANSIENT
+from .diagnose import DATA, SQL_FOLLOWS, UNKNOWN
 
-_READABLE = frozenset({CODE, PERMISSION, TRANSIENT})
-"""Classes whose quotes hold names of objects. Any other's can hold a row's values."""
+_MAY_QUOTE_ROWS = frozenset({DATA, UNKNOWN})
+"""Classes whose quotes can hold a row's values. Any other's hold names: of a table, a warehouse."""
 
 _VALUES = (
     # From the first quote to the last: a value can hold quotes itself, of either kind.
@@ -66,7 +66,7 @@ def without_secrets(text: str, hidden: Iterable[str] = ()) -> str:
 def line(text: str, error_class: str, hidden: Iterable[str] = ()) -> str:
     """One line of an error, for a chat."""
     text = without_secrets(text, hidden)
-    if error_class not in _READABLE:
+    if error_class in _MAY_QUOTE_ROWS:
         for pattern in _VALUES:
             text = pattern.sub(STARS, text)
     return text

@@ -111,7 +111,7 @@ def _again(
         return exc.code
     except RecoverError as exc:
         # dbt has failed, and that is what the exit code says.
-        where.say(f"dbt-recover: not retried: {exc.message}")
+        where.say(f"dbt-recover: not retried: {exc.message}\n  {exc.next_step}")
         return code
     if done.outcome == "recovered":
         where.say(

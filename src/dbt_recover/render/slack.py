@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..alert import FAILED, RECOVERED, Alert, Failure, GaveUp
+from ..model import as_word
 from .alerts import exposures, headline
 from .tables import listing
 
@@ -45,7 +46,7 @@ def message(alert: Alert, *, full: bool = False) -> dict[str, Any]:
         blocks.append(
             _section(
                 f"and {len(alert.failures) - shown} more failed: "
-                + _code(alert.command.replace(" retry ", " show ", 1))
+                + _code(f"dbt-recover show {as_word(alert.run_id)}")
             )
         )
     return {"text": _escaped(headline(alert), MAX_TEXT), "blocks": [*blocks, *tail]}

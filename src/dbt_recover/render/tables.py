@@ -11,9 +11,10 @@ from tabulate import tabulate
 
 from ..diagnose import Diagnosis, diagnoses, gave_up
 from ..graph import Graph
+from ..hazards import command_again
 from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary, as_word
 from ..plan import Plan, name_of
-from ..runstate import counts, describe, failed_nodes
+from ..runstate import counts, describe, failed_nodes, unsettled
 
 if TYPE_CHECKING:
     from ..carry_out import Retried
@@ -209,6 +210,9 @@ def plan(made: Plan, state: RunState, graph: Graph) -> str:
     at_work = any(warning.code == "at_work" for warning in made.warnings)
     if made.nodes and not made.blockers and not at_work:
         parts += ["", f"next: dbt-recover retry {as_word(run_id)}"]
+    hooks = sorted(u for u in unsettled(state) if u.startswith("operation."))
+    if hooks and not made.nodes and not at_work:
+        parts += ["", f"next: {command_again(state, graph, hooks[0])}"]
     return "\n".join(parts)
 
 

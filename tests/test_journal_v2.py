@@ -101,7 +101,22 @@ _BACKTRACE = "\n   0: <unknown>\n   1: start_thread\n"
 def test_why_dbt_itself_gave_up(
     body: str, attributes: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    log = {
+    record = parse_span(log(body, attributes), "")
+    assert record
+    assert record.event == "error"
+    said = diagnose(NodeResult("", "error", fold([record]).error))
+    assert (said.error_class, said.summary) == expected
+
+
+def test_an_error_keeps_no_secret() -> None:
+    record = parse_span(log("no such token: geheim", _DRIVER), "", ["geheim"])
+    assert record
+    assert record.message == "no such token: *****"
+
+
+def log(body: str, attributes: dict[str, Any]) -> bytes:
+    """An error as dbt v2 logs it."""
+    made = {
         "record_type": "LogRecord",
         "trace_id": "01a2065c0af57a319ced006607aa0220",
         "time_unix_nano": "1795402998000000000",
@@ -110,8 +125,4 @@ def test_why_dbt_itself_gave_up(
         "body": body,
         "attributes": attributes,
     }
-    record = parse_span(json.dumps(log, separators=(",", ":")).encode(), "")
-    assert record
-    assert record.event == "error"
-    said = diagnose(NodeResult("", "error", fold([record]).error))
-    assert (said.error_class, said.summary) == expected
+    return json.dumps(made, separators=(",", ":")).encode()

@@ -9,10 +9,12 @@ node, or none where dbt itself gave up. Measured on 2.0.0rc196.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import msgspec
 
+from .command_line import scrub
 from .journal import Record
 from .model import NodeResult
 
@@ -87,9 +89,10 @@ class _Span(msgspec.Struct):
 _span = msgspec.json.Decoder(_Span, strict=False)
 
 
-def parse_span(line: bytes, root: str) -> Record | None:
+def parse_span(line: bytes, root: str, hidden: Sequence[str] = ()) -> Record | None:
     """The record of one line of v2's telemetry; None if it says nothing of interest or is cut
-    short. `root` is the project's directory: v2 names artifacts relative to it."""
+    short. `root` is the project's directory: v2 names artifacts relative to it. `hidden`: values
+    that an error must not keep."""
     if not any(name in line for name in _WANTED):
         return None
     try:
@@ -104,9 +107,9 @@ def parse_span(line: bytes, root: str) -> Record | None:
     if said.materialization == "NODE_MATERIALIZATION_EPHEMERAL":
         return None
     if span.event_type == _LOG and span.severity_text == "ERROR":
-        return _error(span, said, ident)
+        return _error(span, said, ident, hidden)
     if span.event_type == _HOOK and said.unique_id:
-        return _hook(span, said, ident, at, ended)
+        return _hook(span, said, ident, at, ended, hidden)
     if span.event_type == _NODE and said.unique_id:
         return _node(span, said, ident, at, ended)
     if span.event_type == _INVOCATION:
@@ -144,7 +147,9 @@ def _node(span: _Span, said: _Attributes, ident: str, at: str, ended: bool) -> R
     return Record("finish", ident, at, node=said.unique_id, started_at=started, result=result)
 
 
-def _hook(span: _Span, said: _Attributes, ident: str, at: str, ended: bool) -> Record:
+def _hook(
+    span: _Span, said: _Attributes, ident: str, at: str, ended: bool, hidden: Sequence[str]
+) -> Record:
     """on-run-start and on-run-end; success is the enum's zero, which v2 leaves out."""
     started = _iso(span.start_time_unix_nano)
     if not ended:
@@ -153,7 +158,7 @@ def _hook(span: _Span, said: _Attributes, ident: str, at: str, ended: bool) -> R
     result = NodeResult(
         unique_id=said.unique_id,
         status="error" if failed else "success",
-        message=_words(span.status.message if span.status and failed else ""),
+        message=_words(span.status.message if span.status and failed else "", hidden),
         execution_time=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
         started_at=started,
         completed_at=at,
@@ -161,9 +166,9 @@ def _hook(span: _Span, said: _Attributes, ident: str, at: str, ended: bool) -> R
     return Record("finish", ident, at, node=said.unique_id, started_at=started, result=result)
 
 
-def _error(span: _Span, said: _Attributes, ident: str) -> Record | None:
+def _error(span: _Span, said: _Attributes, ident: str, hidden: Sequence[str]) -> Record | None:
     """Why a node failed, or, where none is named, why dbt gave up. A failed hook has its own span."""
-    message = _words(span.body)
+    message = _words(span.body, hidden)
     if not message or said.relative_path == "<RUN_OPERATION>":
         return None
     at = _iso(span.time_unix_nano)
@@ -178,9 +183,9 @@ def _error(span: _Span, said: _Attributes, ident: str) -> Record | None:
 _BACKTRACE = re.compile(r"\n {2,}0: ")
 
 
-def _words(text: str | None) -> str:
+def _words(text: str | None, hidden: Sequence[str]) -> str:
     """The error without dbt's own backtrace, and without where in the project it was."""
-    said = _BACKTRACE.split(text or "", maxsplit=1)[0]
+    said = scrub(_BACKTRACE.split(text or "", maxsplit=1)[0], hidden)
     return "\n".join(ln for ln in said.split("\n") if not ln.startswith("  --> ")).strip()
 
 

@@ -19,6 +19,7 @@ import msgspec
 
 from . import checkout, journal_v2
 from .archive import HEARTBEAT_SECONDS
+from .command_line import secret_values
 from .compact_graph import encode_graph
 from .errors import DamagedError, RecoverError
 from .interrupts import Interrupts
@@ -57,6 +58,7 @@ class Recorder:
         self.log_directory.mkdir(exist_ok=True)
         self._log = _Tail(self.log_directory / "dbt.log")
         self._spans = _Tail(self.log_directory / journal_v2.FILE)
+        self._hidden = secret_values()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="dbt-recover-journal")
         self._unsent = 0
@@ -112,7 +114,7 @@ class Recorder:
             self._take(map(parse_event, lines))
         root = str(self.project.root)
         for lines in self._spans.read(last=last):
-            self._take(journal_v2.parse_span(line, root) for line in lines)
+            self._take(journal_v2.parse_span(line, root, self._hidden) for line in lines)
 
     def _take(self, found: Iterable[Record | None]) -> None:
         for record in found:
@@ -233,5 +235,6 @@ def read_log(directory: Path, root: str) -> list[Record]:
         for line in lines
     ]
     spans = _Tail(directory / journal_v2.FILE).read(last=True)
-    records += [journal_v2.parse_span(line, root) for lines in spans for line in lines]
+    hidden = secret_values()
+    records += [journal_v2.parse_span(line, root, hidden) for lines in spans for line in lines]
     return [r for r in records if r is not None]

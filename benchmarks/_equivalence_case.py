@@ -13,6 +13,9 @@ from _equivalence_judge import Clean, clean_run, smallest
 from _equivalence_project import DAYS, RUN_DAY, YESTERDAY, Project, day_flags, draw
 from _equivalence_room import Execution, Ran, Room, Table
 
+SIZES = (10, 40)
+"""How many nodes a project has unless the command says otherwise."""
+
 
 class Void(Exception):
     """The case does not test what it should: nothing fits, or nothing failed."""
@@ -48,6 +51,8 @@ class Case:
     seed: int
     kind: str
     index: int
+    sizes: tuple[int, int] = SIZES
+    """Fewest and most nodes that its project was to have."""
     story: str = ""
     void: str = ""
     nodes: int = 0
@@ -63,8 +68,11 @@ class Case:
 
     @property
     def reproduction(self) -> str:
-        """The command that does it again."""
-        return f"--seed {self.seed} --only {self.kind} --case {self.index}"
+        """The arguments that do it again."""
+        words = f"--seed {self.seed} --only {self.kind} --case {self.index}"
+        if self.sizes != SIZES:
+            words += " --min-nodes {} --max-nodes {}".format(*self.sizes)
+        return words
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -102,9 +110,9 @@ class Situation:
 # ---- the failure -----------------------------------------------------------------------------
 
 
-def prepare(case: Case, rng: random.Random, sizes: tuple[int, int], room: Room) -> Situation:
+def prepare(case: Case, rng: random.Random, room: Room) -> Situation:
     kind = case.kind
-    project = _fitting(rng, kind, sizes)
+    project = _fitting(rng, kind, case.sizes)
     case.history = kind == "layered" or rng.random() < 0.6
     steps = _commands(rng, project, kind, case.history)
     days = DAYS[YESTERDAY - 1 :] if case.history else DAYS

@@ -106,6 +106,8 @@ def _advised(refusal: str, run: Sequence[str]) -> list[str]:
     _, again, command = refusal.partition("run the command again: dbt-recover ")
     if again:
         return shlex.split(command.splitlines()[0])
+    if "--full-refresh, or" in refusal and "append-only" not in refusal:
+        return ["retry", *run, "-o", "json", "--full-refresh"]
     return ["retry", *run, "-o", "json", *(f"--allow-{f}" for f in _FLAGS)]
 
 
@@ -247,9 +249,9 @@ def run_case(
     """Do it all, in a directory that must not exist yet."""
     for attempt in range(_DRAWS):
         # What is void is drawn again: the failure fits nothing, or did not come about.
-        case = Case(seed, kind, index)
+        case = Case(seed, kind, index, sizes)
         rng = random.Random(f"{seed}/{kind}/{index}/{attempt}")
-        _run(case, rng, ways, sizes, Room(home / str(attempt), dbt), brute_force)
+        _run(case, rng, ways, Room(home / str(attempt), dbt), brute_force)
         if not case.void:
             break
         shutil.rmtree(home / str(attempt))
@@ -263,12 +265,11 @@ def _run(
     case: Case,
     rng: random.Random,
     ways: Sequence[str],
-    sizes: tuple[int, int],
     room: Room,
     brute_force: int,
 ) -> None:
     try:
-        situation = prepare(case, rng, sizes, room)
+        situation = prepare(case, rng, room)
         for way in ways:
             situation.room.restore("broken")
             try:

@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _equivalence_case import Case, Result
+from _equivalence_case import SIZES, Case, Result
 from _equivalence_failures import KINDS
 from _equivalence_room import warm_dbt
 from _equivalence_ways import ORACLE, WAYS, run_case
@@ -90,7 +90,8 @@ def _run_case(seed: int, kind: str, index: int, ways: Sequence[str], **settings:
     try:
         return run_case(seed, kind, index, ways, **settings)
     except Exception:  # noqa: BLE001  # of whatever kind: it is said, and counts as a failure
-        return Case(seed, kind, index, void=f"the benchmark broke: {traceback.format_exc()}")
+        sizes = settings["sizes"]
+        return Case(seed, kind, index, sizes, void=f"the benchmark broke: {traceback.format_exc()}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -101,8 +102,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--case", type=int, action="append", help="only the case of this number")
     parser.add_argument("--first", type=int, default=0, help="begin with the case of this number")
     parser.add_argument("--recover", action="append", choices=list(WAYS), help="ways to recover")
-    parser.add_argument("--min-nodes", type=int, default=10, help="of a project")
-    parser.add_argument("--max-nodes", type=int, default=40, help="of a project, up to 200")
+    parser.add_argument("--min-nodes", type=int, default=SIZES[0], help="of a project")
+    parser.add_argument("--max-nodes", type=int, default=SIZES[1], help="of a project, up to 200")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--keep", metavar="DIR", help="keep what is left of remarkable cases there")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")

@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dbt_recover.command_line import DbtCommand
 from dbt_recover.errors import RefusedError
 from dbt_recover.graph import BUILDABLE, TESTS, Graph, Node
 from dbt_recover.model import (
@@ -27,7 +30,8 @@ from dbt_recover.model import (
     RunState,
 )
 from dbt_recover.plan import Changes, Plan, PlannedNode, Policy, idempotent, make_plan
-from dbt_recover.reconcile import new_above, successors
+from dbt_recover.reconcile import new_above, reconfigured, successors
+from dbt_recover.retry_command import retry_command, state_file, strategy_for
 from dbt_recover.runstate import merge, rebuilt_above, relations_read_by
 from dbt_recover.stages import Group, check_favored
 
@@ -443,6 +447,23 @@ def test_rows_that_were_mended_outside_of_the_project() -> None:
     assert causes(recheck) == {"test.fct": "failed"}
 
 
+def test_rows_of_another_run_s_table_may_have_been_mended() -> None:
+    project = graph(
+        node("seed.s"),
+        node("model.stg", "seed.s"),
+        node("model.strict", "model.stg"),
+        node("model.other", "model.stg"),
+        node("model.apart", "seed.s"),
+    )
+    failed = NodeResult("model.strict", "error", "Conversion Error: Could not convert")
+    words: Words = {"model.strict": failed, "model.other": "success", "model.apart": "success"}
+    plan = make_plan(state(words), project, changes=SAME)
+    assert causes(plan) == {"model.strict": "failed", "model.other": "source"}
+    # Where the run itself makes them, they are what they were.
+    plan = make_plan(state({**words, "model.stg": "success"}), project, changes=SAME)
+    assert causes(plan) == {"model.strict": "failed"}
+
+
 @pytest.mark.parametrize(
     "message, rebuilt",
     [
@@ -564,6 +585,16 @@ def test_an_edit_elsewhere_is_drift() -> None:
     assert allowed.blockers == ()
 
 
+def test_edited_vars_are_drift_where_anything_was_built_with_the_old_ones() -> None:
+    changes = Changes(files=("dbt_project.yml",), other_vars=True)
+    plan = make_plan(state({**WELL, "model.rpt": "error"}), CHAIN, changes=changes)
+    (warning,) = plan.blockers
+    assert (warning.code, warning.flag) == ("drift", "--allow-drift")
+    assert "fct" in warning.message
+    words = dict.fromkeys(WELL, "error") | {"test.stg": "pass"}
+    assert make_plan(state(words), CHAIN, changes=changes).blockers == ()
+
+
 def test_an_edit_out_of_the_run_is_drift_even_above_a_failure() -> None:
     # The retry would not build it: what failed would read the old rows.
     words = {k: v for k, v in WELL.items() if k != "model.stg"}
@@ -649,6 +680,10 @@ def above_and(uid: str = "model.b", **fields: Any) -> Graph:
 RISKY: list[tuple[str, dict[str, Any]]] = [
     ("model.b", APPEND),
     ("model.b", NO_KEY),
+    (
+        "model.b",
+        {"materialized": "incremental", "incremental_strategy": "ours", "unique_key": True},
+    ),
     ("snapshot.b", {}),
 ]
 SAFE: list[tuple[str, dict[str, Any]]] = [
@@ -721,6 +756,28 @@ def test_a_full_refresh_leaves_nothing_twice(fields: dict[str, Any]) -> None:
     assert make_plan(was_one, project, changes=SAME).warnings == ()
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_model_s_own_full_refresh_goes_before_the_flag(own: bool) -> None:
+    words = {"model.a": "success", "test.a": "pass", "model.b": IN_FLIGHT}
+    config = msgspec.Raw(msgspec.json.encode({"full_refresh": own}))
+    project = above_and(**APPEND, config=config)
+    for policy in (Policy(), Policy(full_refresh=True)):
+        plan = make_plan(state(words), project, policy, SAME)
+        assert [w.code for w in plan.blockers] == ([] if own else ["non_idempotent"])
+
+
+@pytest.mark.parametrize("how", ["in flight", "stale", "error"])
+def test_of_a_materialization_of_the_project_s_own_nobody_knows_what_it_adds(how: str) -> None:
+    words = {"model.a": "success", "test.a": "pass", "model.b": "success"}
+    words |= {"test.a": "fail"} if how == "stale" else {"model.b": how}
+    plan = make_plan(state(words), above_and(materialized="insert_by_period"), changes=SAME)
+    (warning,) = plan.blockers
+    assert (warning.code, warning.flag) == ("non_idempotent", "--allow-non-idempotent")
+    words["model.b"] = "skipped"
+    plan = make_plan(state(words), above_and(materialized="insert_by_period"), changes=SAME)
+    assert plan.blockers == ()
+
+
 def test_no_full_refresh_helps_a_snapshot() -> None:
     words = {"model.a": "success", "test.a": "pass", "snapshot.b": IN_FLIGHT}
     plan = make_plan(state(words), above_and("snapshot.b"), Policy(full_refresh=True), SAME)
@@ -732,6 +789,21 @@ def test_a_stale_merge_says_what_it_cannot_undo() -> None:
     plan = make_plan(state(words), above_and(**MERGE), changes=SAME)
     assert codes(plan) == {"merged_rows"}
     assert plan.blockers == ()
+
+
+@pytest.mark.parametrize("macros", [["macro.dbt.is_incremental"], ["macro.shop.new_rows"]])
+def test_an_incremental_that_takes_only_new_rows_keeps_the_wrong_ones(macros: list[str]) -> None:
+    words = {"model.a": "success", "test.a": "fail", "model.b": "success"}
+    nodes = above_and(**MERGE, macros=macros).nodes.values()
+    project = Graph(nodes, macros={"macro.shop.new_rows": ["macro.dbt.is_incremental"]})
+    plan = make_plan(state(words), project, changes=SAME)
+    (warning,) = plan.blockers
+    assert (warning.code, "--full-refresh" in warning.flag) == ("passed_over", True)
+    for policy in (Policy(full_refresh=True), Policy(allow_non_idempotent=True)):
+        assert make_plan(state(words), project, policy, SAME).blockers == ()
+    # It has taken nothing of a failed run.
+    words["model.b"] = "skipped"
+    assert make_plan(state(words), project, changes=SAME).warnings == ()
 
 
 def test_idempotent() -> None:
@@ -944,6 +1016,31 @@ def test_new_above() -> None:
     assert new_above(CHAIN, new, ["model.rpt"]) == set()
 
 
+def test_what_was_configured_otherwise_in_yaml() -> None:
+    def project(patch: str = "", relation: str = "main.b", **config: object) -> Graph:
+        return graph(
+            node("model.a"),
+            node(
+                "seed.b",
+                config=msgspec.Raw(msgspec.json.encode(config)),
+                patch_path=patch and f"shop://{patch}",
+                relation_name=relation,
+            ),
+        )
+
+    old = project("seeds/b.yml", column_types={"v": "text"}, meta={}, tags=["x"])
+    new = project("seeds/b.yml", column_types={"v": "int"}, meta={"owner": "x"})
+    assert reconfigured(old, new, {"seeds/b.yml"}) == {"seed.b"}
+    assert reconfigured(old, new, {"dbt_project.yml"}) == {"seed.b"}
+    assert reconfigured(old, project(column_types={"v": "int"}), {"seeds/b.yml"}) == {"seed.b"}
+    assert reconfigured(old, new, {"models/a.yml"}) == set()
+    words = project("seeds/b.yml", column_types={"v": "text"}, meta={"owner": "x"}, group=None)
+    assert reconfigured(old, words, {"seeds/b.yml"}) == set()
+    # Parsed for another target, or with other vars: it tells nothing of edits.
+    there = project("seeds/b.yml", "dev.b", column_types={"v": "int"})
+    assert reconfigured(old, there, {"seeds/b.yml"}) == set()
+
+
 # ---- --select and --exclude --------------------------------------------------------------------
 
 FAILED = {**WELL, "model.fct": "error", "test.fct": "skipped", "model.rpt": "skipped"}
@@ -1000,6 +1097,38 @@ def test_a_node_runs_with_the_settings_it_ran_with() -> None:
     ]
     plan = make_plan(merge([r for r, _ in made], {}), CHAIN, changes=SAME)
     assert {n.unique_id: n.invocation for n in plan.nodes} == {"model.fct": 1, "model.rpt": 1}
+
+
+@pytest.mark.parametrize(
+    "version, window, strategy",
+    [("1.11.2", None, "retry"), ("1.11.2", "2026-02-01", "select")]
+    + [(v, None, "select") for v in ("1.9.4", "2.0.0", "")],
+)
+def test_a_microbatch_model_gets_the_batches_of_the_day_of_the_run(
+    version: str, window: str | None, strategy: str
+) -> None:
+    """dbt's `retry` knows when the run began, from 1.10 on; `build` goes by today's clock."""
+    args = {"event_time_start": "2026-01-01", "event_time_end": window} if window else {}
+    words = {"model.a": "error", "test.a": "skipped", "model.b": "skipped"}
+    run = state(words, dbt_version=version, args=args)
+    plan = make_plan(run, above_and(**MICROBATCH), changes=SAME)
+    assert strategy_for("auto", Group(run.invocations[0], plan.nodes)) == strategy
+    plain = make_plan(run, above_and(), changes=SAME)
+    assert strategy_for("auto", Group(run.invocations[0], plain.nodes)) == "select"
+
+
+def test_what_dbt_retry_takes_from_the_state_only() -> None:
+    invocation = recorded({"model.stg": "error"})[0].invocation
+    words = (
+        "dbt build --empty --store-failures --defer --favor-state --defer-state prod --warn-error"
+    )
+    base = DbtCommand.parse(words.split())
+    group = Group(invocation, (PlannedNode("model.stg", "failed", ""),))
+    args = msgspec.json.decode(state_file(group, base))["args"]
+    flags = dict.fromkeys(("defer", "empty", "favor_state", "store_failures"), True)
+    assert args.items() >= {**flags, "state": "prod"}.items()
+    typed = retry_command(base, "build", "retry", Path("here")).argv()
+    assert typed == ["dbt", "retry", "--warn-error", "--state", "here"]
 
 
 def test_favored_state_has_nothing_that_another_command_of_the_retry_builds() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from dbt_recover.graph import Graph, Node
 from dbt_recover.model import (
     IN_FLIGHT,
+    NEVER_BEGAN,
     UNRECORDED,
     Invocation,
     NodeResult,
@@ -29,6 +31,8 @@ from dbt_recover.runstate import (
     merge,
     rebuilt_above,
     relations_read_by,
+    settings_apart,
+    told_apart,
     unsettled,
 )
 
@@ -112,6 +116,140 @@ def test_a_later_step_has_the_last_word_whatever_its_attempt() -> None:
     late = invocation(59, {"model.a": "error"})
     assert in_order([late, retry]) == [retry, late]
     assert statuses(merge([late, retry], {})) == {"model.a": "error"}
+
+
+# ---- the same node with several settings -------------------------------------------------------
+
+
+def of_day(number: int, results: Mapping[str, str], day: int, **fields: Any) -> Recorded:
+    """An invocation with a var."""
+    return invocation(number, results, args={"vars": {"day": day}}, **fields)
+
+
+def test_settings_are_vars_target_and_window() -> None:
+    made = [
+        invocation(1, {}, target="dev"),
+        invocation(2, {}, target="dev", args={"vars": {}, "threads": 4}),
+        invocation(3, {}, target="prod"),
+        invocation(4, {}, target="dev", args={"vars": {"b": 1, "a": 2}}),
+        invocation(5, {}, args={"vars": {"a": 2, "b": 1}}),  # it died before it said its target
+        invocation(6, {}, target="dev", args={"event_time_start": "2026-01-01"}),
+        invocation(7, {}, target="dev", args={"event_time_start": "2026-01-01T00:00:00"}),
+        invocation(8, {}, target="dev", args={"vars": {"a": 3}}, attempt=2, intended=[]),
+    ]
+    assert settings_apart([r.invocation for r in made]) == [0, 0, 1, 2, 2, 3, 3, -1]
+
+
+def test_what_another_day_has_built_is_no_word_on_this_day() -> None:
+    # A loop, or a mapped task, over an incremental model; the table below it is built anew each time.
+    apart = {"model.log"}
+    made = [
+        of_day(1, {"model.log": "error", "model.all": "skipped"}, 1),
+        of_day(2, {"model.log": "error", "model.all": "skipped"}, 2),
+        of_day(3, {"model.log": "success", "model.all": "success"}, 3),
+    ]
+    state = merge(made, {}, apart=apart)
+    assert statuses(state) == {"model.log": "error", "model.all": "success"}
+    assert state.nodes["model.log"].index == 0
+    assert statuses(merge(made, {})) == {"model.log": "success", "model.all": "success"}
+
+    made.append(of_day(4, {"model.log": "success"}, 1, attempt=2, intended=["model.log"]))
+    state = merge(made, {}, apart=apart)
+    assert (state.nodes["model.log"].result.status, state.nodes["model.log"].index) == ("error", 1)
+
+    made.append(of_day(5, {"model.log": "success"}, 2, attempt=3, intended=["model.log"]))
+    state = merge(made, {}, apart=apart)
+    assert describe(state) == "recovered"
+    assert state.nodes["model.log"].index == 4
+
+
+def test_a_retry_with_other_vars_is_about_what_was_planned() -> None:
+    made = [of_day(1, {"model.a": "success"}, 1), of_day(2, {"model.a": "error"}, 2)]
+    made.append(of_day(3, {"model.a": "success"}, 7, attempt=2, intended=["model.a"]))
+    assert describe(merge(made, {}, apart={"model.a"})) == "recovered"
+
+
+def test_a_target_s_failure_is_not_made_up_for_by_another_target() -> None:
+    made = [
+        invocation(1, {"model.a": "error"}, target="east"),
+        invocation(2, {"model.a": "success"}, target="west"),
+        invocation(3, {"model.a": "success"}, target="east", attempt=2, intended=["model.a"]),
+    ]
+    assert statuses(merge(made[:2], {}, apart={"model.a"})) == {"model.a": "error"}
+    assert statuses(merge(made, {}, apart={"model.a"})) == {"model.a": "success"}
+    elsewhere = invocation(3, {"model.a": "success"}, target="try", attempt=2, intended=["model.a"])
+    assert statuses(merge([*made[:2], elsewhere], {}, apart={"model.a"})) == {"model.a": "error"}
+
+
+def test_a_declared_step_that_never_began_is_not_what_another_day_did() -> None:
+    never = of_day(2, {}, 2, complete=False, end=NEVER_BEGAN)
+    state = merge(
+        [of_day(1, {"model.a": "success"}, 1), never],
+        {"i2": frozenset({"model.a"})},
+        apart={"model.a"},
+    )
+    assert statuses(state) == {"model.a": UNRECORDED}
+
+
+def test_what_is_something_else_with_each_setting() -> None:
+    def project(schema: str) -> Graph:
+        return Graph(
+            [
+                Node("model.same", "model", relation_name="main.same", materialized="table"),
+                Node("model.log", "model", relation_name="main.log", materialized="incremental"),
+                Node("snapshot.s", "snapshot", relation_name="main.s"),
+                Node("model.moved", "model", relation_name=f"{schema}.moved", materialized="view"),
+                Node("test.same", "test", depends_on=["model.same"]),
+                Node("test.moved", "test", depends_on=["model.moved", "model.same"]),
+                Node("unit_test.moved", "unit_test", depends_on=["model.moved"]),
+            ]
+        )
+
+    kept = {"model.log", "snapshot.s"}
+    assert told_apart([project("a")]) == told_apart([project("a"), project("a")]) == kept
+    assert told_apart([project("a"), project("b")]) == kept | {"model.moved", "test.moved"}
+
+
+# ---- batches -----------------------------------------------------------------------------------
+
+
+def test_of_batches_that_a_retry_left_alone_the_earlier_word_holds() -> None:
+    days = [[f"2026-01-0{n}", f"2026-01-0{n + 1}"] for n in range(1, 6)]
+
+    def ran(number: int, status: str, done: list[int], failed: list[int]) -> Recorded:
+        made = invocation(number, {}, attempt=number, intended=["m"] if number > 1 else None)
+        result = NodeResult(
+            "m",
+            status,
+            batches_done=[days[n - 1] for n in done],
+            batches_failed=[days[n - 1] for n in failed],
+        )
+        return msgspec.structs.replace(made, results={"m": result})
+
+    def now(*made: Recorded) -> tuple[str, list[int], list[int]]:
+        result = merge(made, {}).nodes["m"].result
+        done, failed = (
+            [days.index(b) + 1 for b in s] for s in (result.batches_done, result.batches_failed)
+        )
+        return result.status, done, failed
+
+    first = ran(1, "partial success", [2, 4], [1, 3, 5])
+    # dbt repeats one that it was given among the successful ones.
+    assert now(first, ran(2, "success", [1, 3, 5, 1], [])) == ("success", [1, 2, 3, 4, 5], [])
+    again = ran(2, "partial success", [3, 1], [1, 5])
+    assert now(first, again) == ("partial success", [2, 3, 4], [1, 5])
+    assert now(first, again, ran(3, "success", [1, 5, 1], []))[1:] == ([1, 2, 3, 4, 5], [])
+    assert now(first, ran(2, "error", [1], [1, 3, 5])) == ("partial success", [2, 4], [1, 3, 5])
+    # Killed in its first one: the journal cannot tell which ones would have followed.
+    assert now(first, ran(2, "partial success", [1], [2, 3])) == (
+        "partial success",
+        [1, 4],
+        [2, 3, 5],
+    )
+    # All of it, again.
+    assert now(first, ran(2, "error", [1], [1, 2, 3, 4, 5])) == ("error", [], [1, 2, 3, 4, 5])
+    lost = invocation(2, {}, attempt=2, intended=["m"], lost=["m"])
+    assert now(first, lost) == (IN_FLIGHT, [2, 4], [1, 3, 5])
 
 
 # ---- what was meant to run and did not ---------------------------------------------------------

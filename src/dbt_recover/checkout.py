@@ -5,8 +5,10 @@ Reads files only; never starts dbt.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
@@ -35,7 +37,13 @@ _PATHS = {
 }
 
 
-_SETTINGS = frozenset({"name", "profile", "target-path", "log-path", "flags", *_PATHS})
+_SETTINGS = frozenset(
+    {"name", "profile", "target-path", "log-path", "flags", "packages-install-path", *_PATHS}
+)
+VARS = "dbt_project.yml#vars"
+"""Among the hashes of files: that of the vars, which any node may read."""
+_PACKAGES = "dbt_packages/"
+"""How the files of local packages are named, wherever dbt puts packages."""
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -44,7 +52,8 @@ class Project(msgspec.Struct, frozen=True):
     root: Path
     name: str
     settings: Mapping[str, Any]
-    """Those of dbt_project.yml that are about paths, its name, its profile and its flags."""
+    """Those of dbt_project.yml that are about paths, its name, its profile and its flags; of its
+    vars a hash."""
     seen: SeenFiles | None = None
     """Where hashes of its files may be taken from."""
 
@@ -119,7 +128,10 @@ def _settings(text: bytes, path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {exc}") from exc
     if not isinstance(settings, dict) or "name" not in settings:
         raise UsageError(f"{path} is not a dbt project: it has no name")
-    return {k: v for k, v in settings.items() if k in _SETTINGS}
+    kept = {k: v for k, v in settings.items() if k in _SETTINGS}
+    if "vars" in settings:
+        kept["vars"] = hashlib.sha256(repr(settings["vars"]).encode()).hexdigest()
+    return kept
 
 
 def target_path(project: Project, command: DbtCommand, environ: Mapping[str, str]) -> Path:
@@ -136,7 +148,7 @@ def log_path(project: Project, command: DbtCommand, environ: Mapping[str, str]) 
 
 def file_hashes(project: Project, *, until: str = "") -> dict[str, str]:
     """Path relative to the project, with slashes -> sha256 of its bytes, for every file that can
-    change what dbt builds. Of a file written after `until` (ISO, UTC) the content at that time is
+    change what dbt builds; and VARS, the hash of its vars. Of a file written after `until` (ISO, UTC) the content at that time is
     not known: its hash is empty, which equals no other."""
     limit = datetime.fromisoformat(until.replace("Z", "+00:00")).timestamp() if until else None
     seen = project.seen
@@ -149,6 +161,8 @@ def file_hashes(project: Project, *, until: str = "") -> dict[str, str]:
                 found[name] = seen.sha256(name, path, stat) if seen is not None else sha256_of(path)
         except OSError:
             continue
+    if "vars" in project.settings:
+        found[VARS] = str(project.settings["vars"]) if found.get("dbt_project.yml") else ""
     if seen is not None:
         seen.keep()
     return found
@@ -164,6 +178,19 @@ def _files(project: Project) -> Iterator[tuple[str, str, os.stat_result]]:
         directory = project.root / start
         name = os.path.relpath(directory, project.root).replace(os.sep, "/")
         yield from _below("" if name == "." else f"{name}/", str(directory))
+    for package, home in _local_packages(project):
+        for start in sorted(d for default in _PATHS.values() for d in default):
+            yield from _below(f"{_PACKAGES}{package}/{start}/", f"{home}/{start}")
+
+
+def _local_packages(project: Project) -> Iterator[tuple[str, str]]:
+    """Name and directory of packages that are edited as the project is: dbt links them. Of others a
+    version is installed, and packages.yml says which."""
+    home = project.root / str(project.settings.get("packages-install-path") or _PACKAGES)
+    with suppress(OSError):
+        for entry in sorted(os.scandir(home), key=attrgetter("name")):
+            if entry.is_symlink() and entry.is_dir():
+                yield entry.name, entry.path
 
 
 def _below(prefix: str, directory: str) -> Iterator[tuple[str, str, os.stat_result]]:
@@ -208,20 +235,36 @@ def changes(graph: Graph, project: Project) -> Changes:
         return Changes(known=False)
     now = file_hashes(project)
     edited = {p for p in now.keys() | graph.files.keys() if now.get(p) != graph.files.get(p)}
+    other_vars = VARS in edited
+    edited.discard(VARS)
+    packages = {p.split("/")[1] for p in edited if p.startswith(_PACKAGES)}
+    if packages:
+        # One that is not installed here is not a changed one.
+        packages &= {name for name, _ in _local_packages(project)}
+        edited = {p for p in edited if not p.startswith(_PACKAGES) or p.split("/")[1] in packages}
     if not edited:
         return Changes()
     by_file: dict[str, list[str]] = {}
     for node in graph.nodes.values():
-        if node.package_name == project.name and not _is_yaml(node.original_file_path):
-            by_file.setdefault(node.original_file_path.replace("\\", "/"), []).append(
-                node.unique_id
-            )
+        own = node.package_name == project.name
+        if (own or node.package_name in packages) and not _is_yaml(node.original_file_path):
+            path = node.original_file_path.replace("\\", "/")
+            path = path if own else f"{_PACKAGES}{node.package_name}/{path}"
+            by_file.setdefault(path, []).append(node.unique_id)
     nodes = {uid for path in edited for uid in by_file.get(path, ())}
     macros = {uid for uid, path in graph.macro_files.items() if path in edited}
+    for package in packages:
+        if any(p.startswith(f"{_PACKAGES}{package}/macros/") for p in edited):
+            # Which file a package's macro is in is not recorded.
+            called = {m for n in graph.nodes.values() for m in n.macros}
+            called = called.union(graph.macros, *graph.macros.values())
+            macros |= {m for m in called if m.startswith(f"macro.{package}.")}
     if macros:
         nodes |= _using(graph, macros)
     structural = {p for p in edited if p not in now or p not in graph.files or _is_yaml(p)}
-    return Changes(frozenset(nodes), tuple(sorted(edited)), tuple(sorted(structural)))
+    return Changes(
+        frozenset(nodes), tuple(sorted(edited)), tuple(sorted(structural)), other_vars=other_vars
+    )
 
 
 def _is_yaml(path: str) -> bool:

@@ -90,7 +90,9 @@ def planning_options(function: F) -> F:
         ),
         click.option("--allow-drift", is_flag=True, help="Go on though other code was edited."),
         click.option(
-            "--allow-non-idempotent", is_flag=True, help="Go on though rows may be added twice."
+            "--allow-non-idempotent",
+            is_flag=True,
+            help="Go on though rows may be added twice, or wrong ones stay.",
         ),
         click.option("--allow-other-project", is_flag=True, help="Go on in another dbt project."),
         click.option("--allow-other-target", is_flag=True, help="Go on in another target."),

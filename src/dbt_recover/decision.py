@@ -20,6 +20,8 @@ class Changes(msgspec.Struct, frozen=True):
     """Edited files that may change which nodes there are: YAML, and files added or removed."""
     known: bool = True
     """False if the archive has nothing to compare with."""
+    other_vars: bool = False
+    """Whether the vars in dbt_project.yml were edited: which nodes read them is not recorded."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -56,6 +58,7 @@ class PlannedNode(msgspec.Struct, frozen=True):
     """Of a microbatch model: [start, end] of the batches to run; empty if dbt is to decide."""
     some_batches: bool = False
     """Whether these are fewer than the run had."""
+    microbatch: bool = False
     invocation: int = 0
     """Position of the invocation, in the run, whose vars and target it ran with."""
 

@@ -11,6 +11,7 @@ import msgspec
 
 from . import checkout, layout
 from .artifacts import RunResults, read_run_results
+from .command_line import RUNNING
 from .compact_graph import encode_graph
 from .context import Identity, Where, own_version
 from .errors import DamagedError, RefusedError, UsageError
@@ -61,6 +62,7 @@ def archive_finished(
     except DamagedError as exc:
         hint = exc.hint or "run the dbt command again, and archive right after it"
         raise DamagedError(exc.message, hint=hint) from exc
+    check_executed(ran, str(run_results))
     if ran.invocation_id != info.invocation_id and not allow_mixed:
         raise RefusedError(
             f"{run_results} is of invocation {ran.invocation_id}, {manifest} of "
@@ -117,10 +119,26 @@ def archive_finished(
     return Archived(done.invocation.run.run_id)
 
 
+def check_executed(ran: RunResults, name: str) -> None:
+    """RefusedError if the results are of a command that executes no nodes: dbt writes success of all
+    that it compiles."""
+    command = _command(ran)
+    if command and command not in RUNNING:
+        raise RefusedError(
+            f"{name} is of `dbt {'docs generate' if command == 'generate' else command}`, which "
+            "builds nothing: the results of the command before it are gone",
+            hint="archive right after the dbt command that builds, and before this one",
+        )
+
+
+def _command(ran: RunResults) -> str:
+    return str(ran.args.get("which") or ran.args.get("command") or "")
+
+
 def finished_commit(ran: RunResults, adapter_type: str, graph: Graph, identity: Identity) -> Commit:
     began = ran.started_at
     run_id = identity.run_id or default_run_id(began, ran.invocation_id)
-    command = str(ran.args.get("which") or ran.args.get("command") or "")
+    command = _command(ran)
     # An interrupted dbt records only what it finished, and does not say that it was interrupted;
     # dbt v2 does not say what it was to select, but records all of that.
     scope = None if ran.dbt_version.startswith("2") else selected(graph, ran.args, command)

@@ -172,9 +172,12 @@ def _outcome(uid: str, execution: _Execution) -> NodeResult | None:
     done = [label for label, status in execution.batches.items() if status == "success"]
     if first is not None and first in execution.finishes and first == min(execution.starts):
         result = execution.finishes[first]
-        if result.status != "partial success":
-            return result
-        return _with_batches(result, execution, done)
+        if result.status == "partial success":
+            return _with_batches(result, execution, done)
+        full = _with_batches(result, execution, done)
+        # Where single batches were retried, the others between them are not known.
+        whole = result.status == "success" and len(full.batches_done) == execution.total
+        return full if whole else result
     if done:
         # Killed between batches: some are in the table, the model is not done.
         partial = NodeResult(

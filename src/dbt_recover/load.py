@@ -13,7 +13,7 @@ from .archive import Archive
 from .graph import Graph
 from .layout import RunPlace
 from .model import NEVER_BEGAN, NEVER_EXECUTED, Invocation, Recorded, RunState
-from .runstate import in_order, merge
+from .runstate import in_order, merge, settings_apart, told_apart
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline, Step
@@ -49,6 +49,8 @@ class LoadedRun(msgspec.Struct, frozen=True):
     """What the run's listing said when it was read (Archive.state_of)."""
     scope: set[str] | None = None
     """Where it is only a part of the run: the nodes of that part."""
+    apart: frozenset[str] = frozenset()
+    """Nodes whose executions with other settings are of something else."""
 
     @property
     def running(self) -> list[Invocation]:
@@ -72,6 +74,7 @@ class LoadedRun(msgspec.Struct, frozen=True):
             self.state.warnings,
             graph=self.graph,
             any_target=any_target,
+            apart=self.apart,
         )
         if self.scope is None:
             return state
@@ -98,7 +101,7 @@ class LoadedRun(msgspec.Struct, frozen=True):
             for r in kept
             if not r.complete and r.invocation.invocation_id not in self.intended
         ]
-        merged = merge(kept, intended, unknown, graph=self.graph)
+        merged = merge(kept, intended, unknown, graph=self.graph, apart=self.apart)
         nodes = {uid: node for uid, node in merged.nodes.items() if uid in scope}
         state = RunState(merged.run, merged.invocations, nodes, merged.warnings)
         return msgspec.structs.replace(
@@ -138,7 +141,8 @@ def load(
             intended[record.invocation.invocation_id] = known
         else:
             unknown.append(_unknown(record.invocation))
-    state = merge(recorded, intended, unknown, graph=graph)
+    apart = _apart(archive, recorded, graph)
+    state = merge(recorded, intended, unknown, graph=graph, apart=apart)
     graph = origin = graph or Graph([])
     if not graph.nodes.keys() >= {u for u in state.nodes if not u.startswith("operation.")}:
         origin = next((g for r in recorded if (g := archive.graph(r)) is not None), graph)
@@ -146,7 +150,19 @@ def load(
     if any(r.invocation.attempt > 1 for r in recorded):
         firsts = [r for r in reversed(recorded) if r.invocation.attempt == 1]
         base = next((g for r in firsts if (g := archive.graph(r)) is not None), graph)
-    return LoadedRun(place, recorded, graph, origin, base, state, intended, seen)
+    return LoadedRun(place, recorded, graph, origin, base, state, intended, seen, None, apart)
+
+
+def _apart(archive: Archive, recorded: Sequence[Recorded], latest: Graph | None) -> frozenset[str]:
+    """Which nodes are to be told apart by the settings they ran with, if these were several."""
+    settings = settings_apart([r.invocation for r in recorded])
+    if latest is None or len(set(settings) - {-1}) < 2:
+        return frozenset()
+    graphs: dict[int, Graph] = {}
+    for record, setting in zip(recorded, settings, strict=True):
+        if setting >= 0 and setting not in graphs and (graph := archive.graph(record)) is not None:
+            graphs[setting] = graph
+    return frozenset(told_apart(list(graphs.values()) or [latest]))
 
 
 def _steps(

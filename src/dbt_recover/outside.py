@@ -1,9 +1,11 @@
-"""What was mended outside of the project: rows of raw tables. Pure.
+"""What was mended outside of the run: rows of raw tables, and of relations that another run builds.
+Pure.
 
 A node whose data failed, and that runs again though nothing in it or above it was edited, can only
-do better if the raw rows above it are others now. Then whatever else read those tables in this run
-has the old rows in it, and is built again too. A lost connection or a column that does not exist
-says nothing of the rows: after those nobody else is.
+do better if the rows above it that this run does not make are others now. Then whatever else read
+those tables in this run has the old rows in it, and is built again too. Which of the tables it was,
+nobody can tell from here: all of them count. A lost connection or a column that does not exist says
+nothing of the rows: after those nobody else is.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def readers_of_mended_rows(
             continue
         others = [
             (source, reader)
-            for source in sorted(u for u in above if graph.nodes[u].resource_type == "source")
+            for source in sorted(u for u in above if _not_made_here(u, graph, scope))
             for reader in readers(graph, source, scope)
             if is_buildable(graph, reader) and reader not in drafts
         ]
@@ -61,6 +63,17 @@ def readers_of_mended_rows(
             )
             found.setdefault(reader, Draft("source", reason, (failed, source)))
     return found
+
+
+def _not_made_here(uid: str, graph: Graph, scope: set[str]) -> bool:
+    """A seed is as its file, and that was not edited."""
+    node = graph.nodes[uid]
+    if node.resource_type == "source":
+        return True
+    other = node.resource_type == "snapshot" or (
+        node.resource_type == "model" and node.materialized not in ("view", "ephemeral")
+    )
+    return other and uid not in scope
 
 
 def _of_data(failed: str, state: RunState, graph: Graph, *, tests: bool) -> bool:

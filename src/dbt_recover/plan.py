@@ -101,7 +101,7 @@ def make_plan(
                 "cannot be seen",
             )
         )
-    warnings += drift(drafts, changes, graph, policy)
+    warnings += drift(drafts, changes, state, graph, policy)
     warnings += not_idempotent(drafts, state, graph, policy)
     chosen, dropped = _narrow(drafts, policy)
     left += [LeftAlone(uid, "left out by --select or --exclude") for uid in dropped]
@@ -266,6 +266,7 @@ def _planned(
         status=result.status if result else "",
         seconds=result.execution_time if result and succeeded else None,
         batches=batches,
+        microbatch=node is not None and node.microbatch,
         some_batches=bool(batches) and result is not None and len(batches) < _batch_count(result),
         invocation=state.index if state else 0,
     )

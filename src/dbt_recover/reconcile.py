@@ -6,9 +6,11 @@ matched to its successor, or reported as gone, and does not stop the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from .graph import TESTS, Graph, Node
+import msgspec
+
+from .graph import BUILDABLE, TESTS, Graph, Node
 
 
 def successors(old: Graph, new: Graph, ids: Iterable[str]) -> dict[str, str]:
@@ -51,3 +53,31 @@ def _about(node: Node) -> tuple[str, str]:
 def new_above(old: Graph, new: Graph, ids: Iterable[str]) -> set[str]:
     """Nodes that the run's project did not have and on which these depend today."""
     return {uid for uid in new.ancestors(ids) if uid not in old.nodes}
+
+
+def reconfigured(old: Graph, new: Graph, files: Collection[str]) -> set[str]:
+    """Nodes that leave another relation because one of these YAML files, or dbt_project.yml, was
+    edited. A node whose relation has another name was parsed for another target."""
+    found = set()
+    for uid, node in old.nodes.items():
+        other = new.nodes.get(uid)
+        if other is None or node.resource_type not in BUILDABLE:
+            continue
+        own = {n.patch_path.partition("://")[2] or n.original_file_path for n in (node, other)}
+        touched = "dbt_project.yml" in files or not own.isdisjoint(files)
+        if not touched or node.relation_name != other.relation_name:
+            continue
+        if _of_rows(old, node) != _of_rows(new, other):
+            found.add(uid)
+    return found
+
+
+_NOT_OF_ROWS = frozenset(
+    {"access", "contract", "docs", "enabled", "freshness", "group", "meta", "on_error"}
+    | {"persist_docs", "tags"}
+)
+
+
+def _of_rows(graph: Graph, node: Node) -> dict[str, object]:
+    config = msgspec.json.decode(graph.config_of(node))
+    return {k: v for k, v in config.items() if k not in _NOT_OF_ROWS and v not in (None, [], {})}

@@ -94,6 +94,9 @@ def plan_run(
                     "dbt has parsed the project; retry does that first",
                 ),
             )
+    if current is not None and changes is not None:
+        also = _reconfigured(run, archive, current, changes.structural)
+        changes = msgspec.structs.replace(changes, nodes=changes.nodes | also)
     if current is None and run.origin is not run.graph:
         current = run.graph
     plan = make_plan(run.state, run.origin, policy, changes, current)
@@ -142,6 +145,23 @@ def _changes(run: LoadedRun, project: checkout.Project, archive: Archive | None)
         if record.invocation.attempt > 1 and ran and (graph := archive.graph(record)) is not None:
             still -= ran - checkout.changes(graph, project).nodes
     return msgspec.structs.replace(changes, nodes=frozenset(still))
+
+
+def _reconfigured(
+    run: LoadedRun, archive: Archive | None, current: Graph, files: Sequence[str]
+) -> set[str]:
+    """What was edited in YAML; not what a later attempt has already run as it is configured now."""
+    from .reconcile import reconfigured
+
+    found = reconfigured(run.base, current, files)
+    for uid in sorted(found):
+        word = run.state.nodes.get(uid)
+        if archive is None or word is None or word.attempt == 1:
+            continue
+        graph = archive.graph(run.recorded[word.index])
+        if word.result.status in SUCCESSES and graph is not None:
+            found -= {uid} - reconfigured(graph, current, files)
+    return found
 
 
 def _built_later(

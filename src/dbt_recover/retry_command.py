@@ -3,6 +3,7 @@ and a command that selects by it. Pure."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,21 @@ from .stages import Group
 
 def strategy_for(wanted: str, group: Group) -> str:
     """auto: select, which passes over nodes that are gone and takes every flag; dbt's own retry
-    where single batches of a microbatch model have to run."""
+    where single batches of a microbatch model have to run, or all of those that it would have had
+    when the run began: to `build` these would be those of today."""
     if wanted != "auto":
         return wanted
-    return "retry" if any(n.batches for n in group.nodes) else "select"
+    if any(n.batches for n in group.nodes):
+        return "retry"
+    said = group.invocation.args.get("event_time_end")
+    by_clock = not said and any(n.microbatch for n in group.nodes)
+    return "retry" if by_clock and _knows_when(group.invocation.dbt_version) else "select"
+
+
+def _knows_when(version: str) -> bool:
+    """Whether the `retry` of this dbt goes by the time of the invocation that is retried."""
+    numbers = re.match(r"1\.(\d+)", version)
+    return numbers is not None and int(numbers[1]) >= 10
 
 
 def retry_command(
@@ -46,6 +58,7 @@ _RETRY_FLAGS = frozenset(
     {"--profiles-dir", "--project-dir", "--profile", "--target", "--threads", "--vars", "--debug"}
     | {"--quiet", "--no-quiet", "--use-colors", "--no-use-colors", "--log-format", "--log-level"}
     | {"--no-partial-parse", "--partial-parse", "--target-path"}
+    | {"--warn-error", "--no-warn-error", "--warn-error-options"}
 )
 
 _ARGS_OF_STATE = (
@@ -53,11 +66,20 @@ _ARGS_OF_STATE = (
     *("sample", "target", "threads", "vars"),
 )
 
+_FLAGS_OF_STATE = {
+    "defer": "--defer",
+    "empty": "--empty",
+    "favor_state": "--favor-state",
+    "store_failures": "--store-failures",
+}
+"""Those of `build` that its `retry` takes from the state only."""
+
 
 def state_file(group: Group, base: DbtCommand) -> bytes:
     """run_results.json that names the nodes of the group, and no other, as failed."""
     original = group.invocation
     args = {**original.args, **base.args()}
+    deferred = base.value("--defer-state")
     results: list[dict[str, Any]] = []
     for node in group.nodes:
         entry: dict[str, Any] = {"unique_id": node.unique_id, "status": "error"}
@@ -74,6 +96,9 @@ def state_file(group: Group, base: DbtCommand) -> bytes:
             "which": group.command,
             "command": group.command,
             **{k: args[k] for k in _ARGS_OF_STATE if args.get(k) not in (None, "", {}, [])},
+            **{k: True for k, flag in _FLAGS_OF_STATE.items() if base.has(flag)},
+            # It does not take the other dbt flag for this from there.
+            **({"state": deferred} if deferred else {}),
         },
         started_at=original.began,
         dbt_version=original.dbt_version,

@@ -7,7 +7,8 @@ leave an older success standing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -48,6 +49,7 @@ def merge(
     *,
     graph: Graph | None = None,
     any_target: bool = False,
+    apart: Container[str] = (),
 ) -> RunState:
     """The run's state. A retry into another target says nothing of the run's own relations, and
     counts only with `any_target`.
@@ -55,46 +57,152 @@ def merge(
     `intended`: invocation_id -> what it was meant to execute, for those that did not come to
     their own end (see load._intended). An invocation that ended by itself recorded it all.
     `graph` tells which nodes are ephemeral: dbt records those as skipped when it stops early, and
-    never again, since there is nothing to execute.
+    never again, since there is nothing to execute. `apart`: nodes whose executions with other
+    settings are of something else (see settings_apart): each of them has to have ended well.
     """
     ordered = in_order(recorded)
-    nodes: dict[str, NodeState] = {}
+    words = _Words([r.invocation for r in ordered], apart, any_target=any_target)
     ephemeral = _ephemeral(graph)
     for index, record in enumerate(ordered):
         invocation = record.invocation
-
-        def say(
-            result: NodeResult, index: int = index, invocation: Invocation = invocation
-        ) -> None:
-            # dbt 1.10 and later list exposures among the results; there is nothing to execute.
-            uid = result.unique_id
-            if uid in ephemeral or uid.startswith(NEVER_EXECUTED):
-                return
-            before = nodes.get(uid)
-            if before is not None and not any_target and invocation.intended is not None:
-                target = ordered[before.index].invocation.target
-                if target and invocation.target and target != invocation.target:
-                    return
-            nodes[uid] = NodeState(result, invocation.attempt, invocation.invocation_id, index)
-
-        for gone in invocation.replaced:
-            nodes.pop(gone, None)
+        lost: list[NodeResult] = []
         if not record.complete:
-            lost = intended.get(invocation.invocation_id, frozenset()) | record.in_flight
-            for uid in sorted(lost - record.results.keys()):
-                say(NodeResult(uid, IN_FLIGHT if uid in record.in_flight else UNRECORDED))
+            meant = intended.get(invocation.invocation_id, frozenset()) | record.in_flight
+            lost = [
+                NodeResult(uid, IN_FLIGHT if uid in record.in_flight else UNRECORDED)
+                for uid in sorted(meant - record.results.keys())
+            ]
+        words.forget(invocation.replaced)
         if record.complete and invocation.exit_code == 0:
             # Hooks run with every command; not every dbt lists them among its results.
-            for uid in [u for u in nodes if u.startswith("operation.")]:
-                del nodes[uid]
-        for result in record.results.values():
+            words.forget([u for u in words.last if u.startswith("operation.")])
+        for result in (*lost, *record.results.values()):
+            uid = result.unique_id
+            # dbt 1.10 and later list exposures among the results; there is nothing to execute.
+            if uid in ephemeral or uid.startswith(NEVER_EXECUTED):
+                continue
             # dbt v2 writes what has nothing to do as skipped; a run that ended well skipped
             # nothing because of a failure.
             if result.status == SKIPPED and invocation.exit_code == 0:
                 result = msgspec.structs.replace(result, status="no-op")
-            say(result)
+            words.say(NodeState(result, invocation.attempt, invocation.invocation_id, index))
     first = ordered[0].invocation.run
-    return RunState(first, [r.invocation for r in ordered], nodes, list(warnings))
+    return RunState(first, [r.invocation for r in ordered], words.now(), list(warnings))
+
+
+class _Words:
+    """The last word on each node; on one that is apart, the last with each setting."""
+
+    def __init__(
+        self, invocations: list[Invocation], apart: Container[str], *, any_target: bool
+    ) -> None:
+        self.last: dict[str, NodeState] = {}
+        self._each: dict[str, dict[int, NodeState]] = {}
+        self._invocations = invocations
+        self._settings = settings_apart(invocations)
+        self._apart = apart
+        self._any_target = any_target
+
+    def say(self, word: NodeState) -> None:
+        uid = word.result.unique_id
+        each = self._each.get(uid)
+        before = self.last.get(uid)
+        if before is not None and self._elsewhere(word.index, [*(each or {}).values(), before]):
+            return
+        if uid in self._apart:
+            each = self._each.setdefault(uid, {})
+            setting = self._settings[word.index]
+            if setting < 0:  # a retry that was given other vars: of what it was planned for
+                setting = next(
+                    iter(_unsettled(each)), self._settings[before.index] if before else 0
+                )
+            before = each.get(setting)
+            each[setting] = word = self._with_batches(word, before)
+        else:
+            word = self._with_batches(word, before)
+        self.last[uid] = word
+
+    def _with_batches(self, word: NodeState, before: NodeState | None) -> NodeState:
+        """A retry may run some batches of a microbatch model: of the others the earlier word holds.
+        dbt repeats one of the retry's own among the successful."""
+        if before is None or self._invocations[word.index].intended is None:
+            return word
+        old, new = before.result, word.result
+        if not (old.batches_done or old.batches_failed):
+            return word
+        missing = {tuple(b) for b in new.batches_failed}
+        done = {tuple(b) for b in new.batches_done} - missing
+        left = {tuple(b) for b in old.batches_failed} - done - missing
+        kept = {tuple(b) for b in old.batches_done} - left - missing
+        if new.status in SUCCESSES:
+            done, left = done | left, set()
+        status = (
+            "partial success" if new.status == "error" and missing and kept | done else new.status
+        )
+        result = msgspec.structs.replace(
+            new,
+            status=status,
+            batches_done=[list(b) for b in sorted(done | kept)],
+            batches_failed=[list(b) for b in sorted(missing | left)],
+        )
+        return msgspec.structs.replace(word, result=result)
+
+    def _elsewhere(self, index: int, before: Iterable[NodeState]) -> bool:
+        """Whether it is a retry into a target where none of this was built."""
+        invocation = self._invocations[index]
+        if self._any_target or invocation.intended is None or not invocation.target:
+            return False
+        targets = {self._invocations[w.index].target for w in before}
+        return "" not in targets and invocation.target not in targets
+
+    def forget(self, gone: Iterable[str]) -> None:
+        for uid in gone:
+            self.last.pop(uid, None)
+            self._each.pop(uid, None)
+
+    def now(self) -> dict[str, NodeState]:
+        """Of nodes that are apart the words with one setting: the first that anything is left of.
+        So that what is planned together belongs together."""
+        left = {s for each in self._each.values() for s in _unsettled(each)}
+        chosen = min(left, default=max(self._settings[-1:], default=0))
+        return {
+            uid: self._each[uid].get(chosen, word) if uid in self._each else word
+            for uid, word in self.last.items()
+        }
+
+
+def _unsettled(each: Mapping[int, NodeState]) -> list[int]:
+    return sorted(s for s, word in each.items() if word.result.status not in SUCCESSES)
+
+
+def settings_apart(invocations: Sequence[Invocation]) -> list[int]:
+    """A number for each invocation, the same for those with the same vars, window of time and
+    target. -1 for a retry whose settings no other one had: it was given others."""
+    known: list[tuple[bytes, str]] = []
+    numbers = []
+    for invocation in invocations:
+        args = invocation.args
+        window = (_DIGITS.sub("", str(args.get(k) or "")) for k in _WINDOW)
+        rest = msgspec.json.encode(
+            [args.get("vars") or {}, *(w.ljust(14, "0") for w in window)],
+            enc_hook=str,
+            order="sorted",
+        )
+        target = invocation.target or str(args.get("target") or "")
+        # One that died early has not said its target.
+        same = [
+            n for n, (r, t) in enumerate(known) if r == rest and (t == target or not (t and target))
+        ]
+        if same:
+            known[same[0]] = (rest, known[same[0]][1] or target)
+        elif invocation.intended is None:
+            known.append((rest, target))
+        numbers.append(same[0] if same else len(known) - 1 if invocation.intended is None else -1)
+    return numbers
+
+
+_WINDOW = ("event_time_start", "event_time_end")
+_DIGITS = re.compile(r"\D")
 
 
 def _ephemeral(graph: Graph | None) -> set[str]:
@@ -175,6 +283,26 @@ def readers(graph: Graph, uid: str, scope: set[str]) -> Iterator[str]:
             yield child
         elif graph.nodes[child].materialized in ("ephemeral", "view"):
             stack.extend(graph.children[child])
+
+
+def told_apart(graphs: Sequence[Graph]) -> set[str]:
+    """Of a run with several settings, each with its graph: nodes that are something else in each.
+    Those whose relation has another name, and what tests them; and those that keep what earlier
+    executions wrote: a later one with other vars does not make up for them."""
+    named: dict[str, set[str]] = {}
+    for graph in graphs:
+        for uid, node in graph.nodes.items():
+            if node.resource_type in BUILDABLE:
+                named.setdefault(uid, set()).add(node.relation_name)
+    moved = {uid for uid, names in named.items() if len(names) > 1}
+    found = set(moved)
+    for graph in graphs:
+        for uid, node in graph.nodes.items():
+            keeps = node.materialized == "incremental" or node.resource_type == "snapshot"
+            of_moved = node.resource_type == "test" and moved.intersection(tested_by(graph, uid))
+            if keeps or of_moved:
+                found.add(uid)
+    return found
 
 
 def describe(state: RunState) -> str:

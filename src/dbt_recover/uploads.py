@@ -23,7 +23,7 @@ from .artifacts import RunResults, read_run_results
 from .compact_graph import encode_graph
 from .context import Identity
 from .errors import DamagedError, RefusedError
-from .finished import finished_commit
+from .finished import check_executed, finished_commit
 from .graph import Graph
 from .layout import FORMAT_VERSION, RunPlace
 from .manifest import read_manifest
@@ -146,9 +146,11 @@ def summary_key(storage: Storage, upload: Upload) -> str:
     began = upload.run.began
     ran = RunResults(upload.invocation_id, "", began, began, {}, {}, 0.0)
     complete = False
-    with suppress(DamagedError, MissingKey):
+    with suppress(DamagedError, MissingKey, RefusedError):
         if upload.damage is None:
-            ran, complete = read(storage, upload.folder), True
+            ran = read(storage, upload.folder)
+            check_executed(ran, RUN_RESULTS)
+            complete = True
     commit = finished_commit(ran, "", Graph([]), upload.identity)
     commit = msgspec.structs.replace(commit, complete=complete)
     return summarise(commit, _results(ran)).key(upload.place, upload.invocation_id)
@@ -169,6 +171,7 @@ def put_together(storage: Storage, upload: Upload) -> Contents:
             hint=_AGAIN,
         ) from exc
     check_same(storage, upload, ran)
+    check_executed(ran, f"{where}/{RUN_RESULTS}")
     with _hinted():
         info, graph = read_manifest(manifest, name=f"{where}/{MANIFEST}")
     unknown = [u for u in ran.results if not u.startswith("operation.") and u not in graph.nodes]

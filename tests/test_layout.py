@@ -85,6 +85,7 @@ SUMMARY = Summary(
     step="run_staging",
     scope="step",
     logical_date="2026-01-30T00:00:00",
+    mark="5a1c93d2",
 )
 
 
@@ -173,7 +174,7 @@ def test_no_two_keys_of_an_invocation_are_the_same(run_id: str, invocation_id: s
 def test_the_tree_is_as_documented() -> None:
     place = RunPlace.of("daily/run:1", BEGAN)
     middle = "2026-01-31/060001~daily%2Frun%3A1"
-    summary = "~1~failed~3~12~61.5~20260131T060103~build~run_staging~step~2026-01-30T00%3A00%3A00"
+    summary = "~1~failed~3~12~61.5~20260131T060103~build~run_staging~step~2026-01-30T00%3A00%3A00~5a1c93d2"
     assert place.name == middle
     assert place.began == "2026-01-31T06:00:01Z"
     assert all_keys(place, "i") == [

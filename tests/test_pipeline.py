@@ -420,6 +420,36 @@ def test_full_refresh_and_vars_stay_in_their_step(began: bool, tmp_path: Path) -
     assert sorted(here.sql("select id, v from above")) == [(1, 1), (1, 8)]
 
 
+@slow
+def test_a_mapped_task_of_which_one_day_failed(tmp_path: Path) -> None:
+    """Another day's success is none of this day, and the next day's retry is of this day."""
+    model = relay_model(
+        "days",
+        "(select {{ var('day') }} as id)",
+        "materialized='incremental', unique_key='id'",
+        "id, {{ var('day') }} as v, {{ fail('day' ~ var('day')) }} as zero",
+    )
+    files = {k: RELAY[k] for k in ("dbt_project.yml", "profiles.yml", "macros/hold.sql")}
+    files["models/days.sql"] = model
+    files["models/all_days.sql"] = "select count(*) as n from {{ ref('days') }}\n"
+    here = written(tmp_path / "here", files).having(DBT_RECOVER_ARCHIVE=tmp_path / "archive")
+    for day, code in ((1, 1), (2, 0)):
+        words = ("dbt", "build", "--vars", f"{{day: {day}}}")
+        failing = here.having(FAIL="day1")
+        assert failing.recover("exec", "--run-id", RUN, "--step", "load", "--", *words).code == code
+    (run,) = here.recover("runs", "-o", "json").json["runs"]
+    assert run["status"] == "failed"
+    before = len(here.calls)
+    assert here.recover("retry", RUN).code == 0
+    # The table below it was built anew on the second day, and is as if it came last again.
+    made = [(c.executed, yaml.safe_load(c.value("--vars") or "")) for c in here.calls[before:]]
+    assert made == [(["model.relay.days"], {"day": 1}), (["model.relay.all_days"], {"day": 2})]
+    assert sorted(here.sql("select id, v from days")) == [(1, 1), (2, 2)]
+    assert here.sql("select n from all_days") == [(2,)]
+    told = here.recover("retry", RUN, "-o", "json")
+    assert (told.code, told.json["outcome"]) == (0, "already_complete")
+
+
 # ---- declared with the run -----------------------------------------------------------------------
 
 

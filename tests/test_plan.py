@@ -604,6 +604,13 @@ def test_an_edit_out_of_the_run_is_drift_even_above_a_failure() -> None:
     assert [w.code for w in plan.blockers] == ["drift"]
 
 
+def test_an_edited_hook_is_no_drift() -> None:
+    project = graph(*CHAIN.nodes.values(), node("operation.hook"))
+    words = {**WELL, "model.rpt": "error"}
+    plan = make_plan(state(words), project, changes=Changes(frozenset({"operation.hook"})))
+    assert plan.warnings == ()
+
+
 def test_edits_are_nothing_to_a_run_that_went_well() -> None:
     plan = make_plan(state(WELL), CHAIN, changes=Changes(frozenset({"model.stg", "model.other"})))
     assert plan == Plan(())
@@ -801,7 +808,14 @@ def test_an_incremental_that_takes_only_new_rows_keeps_the_wrong_ones(macros: li
     assert (warning.code, "--full-refresh" in warning.flag) == ("passed_over", True)
     for policy in (Policy(full_refresh=True), Policy(allow_non_idempotent=True)):
         assert make_plan(state(words), project, policy, SAME).blockers == ()
+    # Nor are they wrong for sure where it was the test that was mended.
+    words = {"model.a": "success", "test.a": "pass", "model.b": "success", "test.b": "fail"}
+    tested = Graph([*nodes, node("test.b", "model.b")], macros=project.macros)
+    for edited, stops in ((set[str](), True), ({"test.b"}, False), ({"test.b", "model.b"}, True)):
+        plan = make_plan(state(words), tested, changes=Changes(frozenset(edited)))
+        assert ("passed_over" in codes(plan)) is stops, edited
     # It has taken nothing of a failed run.
+    words = {"model.a": "success", "test.a": "fail", "model.b": "success"}
     words["model.b"] = "skipped"
     assert make_plan(state(words), project, changes=SAME).warnings == ()
 

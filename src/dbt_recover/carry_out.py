@@ -34,7 +34,7 @@ from .model import FAILURES, SKIPPED, NodeResult, Recorded, RunState, as_word
 from .parse_state import give_parse_state
 from .plan import Plan, PlannedNode, Policy, make_plan
 from .profiles import unneeded_target
-from .records import Verdict
+from .records import Verdict, mark_of
 from .recover import Options
 from .restore import restored
 from .retry_command import retry_command, state_file, strategy_for
@@ -170,6 +170,7 @@ def _under_lease(
             ],
             keep_going=lease.held,
             fence=lease.fence,
+            mark=mark_of(run.state.first) if run.scope is not None else "",
         )
         outcome = _run_group(
             where,

@@ -61,6 +61,8 @@ class Task:
     """Asked while dbt runs; dbt is interrupted when it says no."""
     fence: Callable[[], None] = lambda: None
     """Raises LockedError if this attempt must not be published."""
+    mark: str = ""
+    """Of the command that it resumes, where it is one step of the run."""
     argv: Sequence[str] = ()
     """What is recorded instead of the real argv, whose selection means nothing to others."""
 
@@ -126,6 +128,7 @@ def run_recorded(
         intended=sorted(task.intended) if task else None,
         replaced=dict(task.replaced) if task else {},
         scope=identity.scope,
+        mark=task.mark if task else "",
         pipeline=[
             msgspec.structs.replace(s, argv=[scrub(w, hidden) for w in s.argv])
             for s in identity.pipeline

@@ -189,6 +189,8 @@ class Summary(msgspec.Struct, frozen=True):
     scope: str
     """`run` when it speaks for the whole run, else `step`."""
     logical_date: str = ""
+    mark: str = ""
+    """Tells the commands of one step apart: mapped tasks have one name."""
 
     def key(self, place: RunPlace, invocation_id: str) -> str:
         """The key that carries it."""
@@ -203,6 +205,7 @@ class Summary(msgspec.Struct, frozen=True):
             _encode(self.step, 60),
             self.scope,
             _encode(self.logical_date[:19], 40),
+            _encode(self.mark, 16),
         )
         return place.records(invocation_id) + "~" + "~".join(fields)
 
@@ -263,6 +266,7 @@ def _parse_summary(name: str) -> Summary | None:
             step=unquote(fields[7]),
             scope=fields[8],
             logical_date=unquote(fields[9]),
+            mark=unquote(fields[10]) if len(fields) > 10 else "",
         )
     except ValueError:
         return None

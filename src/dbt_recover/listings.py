@@ -139,12 +139,13 @@ def _add(runs: dict[str, RunEntries], listed: Listed) -> None:
 
 
 def last_words(summaries: list[Summary]) -> list[Summary]:
-    """Of each step the latest word; one that speaks for the whole run replaces all before it."""
-    latest: dict[str, Summary] = {}
+    """Of each command of a step the latest word; one that speaks for the whole run replaces all
+    before it."""
+    latest: dict[tuple[str, str], Summary] = {}
     for summary in sorted(summaries, key=lambda s: (s.attempt, s.ended)):
         if summary.scope == "run":
             latest.clear()
-        latest[summary.step] = summary
+        latest[summary.step, summary.mark] = summary
     return list(latest.values())
 
 

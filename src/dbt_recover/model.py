@@ -120,6 +120,8 @@ class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """A retry's: nodes that were gone from the project -> what ran in their place, or ''."""
     scope: str = ""
     """`run` if it spoke for the whole run (a retry), else empty: for its step."""
+    mark: str = ""
+    """Of what resumes a step: the mark of the command that it resumes (records.mark_of)."""
     pipeline: list[DeclaredStep] = []
     """The steps of its run in their order, as its caller declared them (`exec --pipeline`)."""
 

@@ -102,7 +102,7 @@ def make_plan(
             )
         )
     warnings += drift(drafts, changes, state, graph, policy)
-    warnings += not_idempotent(drafts, state, graph, policy)
+    warnings += not_idempotent(drafts, changes, state, graph, policy)
     chosen, dropped = _narrow(drafts, policy)
     left += [LeftAlone(uid, "left out by --select or --exclude") for uid in dropped]
     replaced = successors(graph, current, chosen) if current is not None else {}

@@ -121,11 +121,16 @@ def summarise(commit: Commit, results: Results | None = None) -> Summary:
         seconds=seconds_between(invocation.began, invocation.ended),
         ended=invocation.ended[:19],
         command=invocation.command,
-        step=invocation.step
-        or "=" + hashlib.sha256(repr(invocation.argv).encode()).hexdigest()[:8],
+        step=invocation.step or "=" + mark_of(invocation),
         scope=invocation.scope or "step",
         logical_date=invocation.run.logical_date,
+        mark=mark_of(invocation) if invocation.scope != "run" else "",
     )
+
+
+def mark_of(invocation: Invocation) -> str:
+    """The same for all tries of a command, and for what resumed it."""
+    return invocation.mark or hashlib.sha256(repr(invocation.argv).encode()).hexdigest()[:8]
 
 
 def seconds_between(began: str, ended: str) -> float:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -45,6 +46,8 @@ OURS = "dbt-recover"
 def main() -> int:
     """Parse the command line, run the cases, print the tables."""
     given = _arguments()
+    # A shell starts what is to run in the background with SIGINT ignored, and so would all below.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = [(kind, index) for kind, index in _cases(given)]
     ways = given.recover or list(WAYS)
     cases: list[Case] = []

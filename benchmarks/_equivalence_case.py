@@ -187,6 +187,7 @@ def _fitting(rng: random.Random, kind: str, sizes: tuple[int, int]) -> Project:
     for _ in range(50):
         size, calm = rng.randint(*sizes), rng.random() < 0.6
         project = draw(rng, size, calm=calm, pipeline=kind == "layered")
+        project.signed = kind == "fix_yaml"
         try:
             KINDS[kind](random.Random(rng.random()), project, presumed(project))
         except NoVictim:

@@ -395,6 +395,15 @@ def _retry_killed(rng: random.Random, project: Project, scope: Scope) -> Failure
     return replace(fault, retry_kill=chosen, story=f"{fault.story}; the retry gets {chosen.story}")
 
 
+def _yaml(rng: random.Random, project: Project, scope: Scope) -> Failure:
+    fault = _either(wrong_logic, wrong_above)(rng, project, scope)
+    if any(d not in project.nodes for d in fault.defects):
+        raise NoVictim  # a macro is in no YAML
+    return replace(
+        fault, story=f"{fault.story}, by YAML", defects=dict.fromkeys(fault.defects, "yaml")
+    )
+
+
 def _layered(rng: random.Random, project: Project, scope: Scope) -> Failure:
     return _either(
         sql_error,
@@ -425,6 +434,7 @@ KINDS: dict[str, Fault] = {
     "fix_above": wrong_above,
     "fix_test": wrong_test,
     "transient": transient,
+    "fix_yaml": _yaml,
 }
 NEEDS_BUILD = (
     "bad_seed",
@@ -433,6 +443,7 @@ NEEDS_BUILD = (
     "warn",
     "fix_above",
     "fix_test",
+    "fix_yaml",
     "on_run_start",
 )
 """Failures for which the command is a plain `dbt build`."""

@@ -104,6 +104,8 @@ class Project:
     layers: int
     skips_after_hook: bool = False
     """Whether a failing on-run-start holds up everything else."""
+    signed: bool = False
+    """Whether the rows of every model also depend on its configuration in YAML."""
     exposures: list[str] = field(default_factory=list)
     disabled: list[Node] = field(default_factory=list)
     data: dict[str, dict[int, tuple[int, str]]] = field(default_factory=dict)
@@ -422,7 +424,7 @@ def _value(project: Project, node: Node, parent: Node) -> str:
     return "cast(v as bigint)" if node.strict else "coalesce(try_cast(v as bigint), -1)"
 
 
-def _formula(node: Node, x: str, defect: str) -> str:
+def _formula(project: Project, node: Node, x: str, defect: str) -> str:
     body = f"{x} * {node.factor} + {node.shift}"
     if node.day_var:
         body += " + {{ var('run_day') }}"
@@ -432,6 +434,8 @@ def _formula(node: Node, x: str, defect: str) -> str:
         )
     if defect == "logic":
         body = f"-1000000 - ({body})"
+    if project.signed:
+        body = f"{{{{ config.get('sign', 1) }}}} * ({body})"
     return f"cast(({body}) % {MODULUS} as bigint)"
 
 
@@ -444,7 +448,7 @@ def _model(project: Project, node: Node, defect: str) -> str:
         x = _value(project, node, parent)
         where.append(f"{{{{ quiet('{node.name}') }}}}")
         return (
-            f"{config}select id, {_formula(node, x, defect)} as v, day{broken}\n"
+            f"{config}select id, {_formula(project, node, x, defect)} as v, day{broken}\n"
             f"from {ref(project, parent.name)}\nwhere {' and '.join(where)}\n"
         )
     parts = [
@@ -462,7 +466,7 @@ def _model(project: Project, node: Node, defect: str) -> str:
         )
     return (
         f"{config}with unioned as (\n{unioned}\n), made as (\n"
-        f"select id, {_formula(node, 'sum(v)', defect)} as v, max(day) as day\nfrom unioned\n"
+        f"select id, {_formula(project, node, 'sum(v)', defect)} as v, max(day) as day\nfrom unioned\n"
         f"{inner}group by id\n)\nselect id, v, day{broken} from made\n{outer}"
     )
 
@@ -533,6 +537,8 @@ def _yaml(project: Project, defects: Mapping[str, str]) -> dict[str, object]:
             if tests
         ]
         entry: dict[str, object] = {"name": node.name, "columns": columns}
+        if project.signed and node.kind == "model":
+            entry["config"] = {"sign": -1 if defects.get(node.name) == "yaml" else 1}
         if node.kind == "source":
             tables.append({**entry, "config": {"event_time": "day"}})
         else:

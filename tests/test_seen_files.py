@@ -95,7 +95,10 @@ def test_settings_follow_dbt_project_yml(root: Path, tmp_path: Path) -> None:
         file_hashes(made)
         return made
 
-    assert project() == project() == read_project(root)
+    first, again, read = project(), project(), read_project(root)
+    assert (
+        (first.name, first.settings) == (again.name, again.settings) == (read.name, read.settings)
+    )
     (root / "dbt_project.yml").write_text("name: other\nmodel-paths: [sql]\n")
     assert project().name == "other"
     assert project().settings == {"name": "other", "model-paths": ["sql"]}

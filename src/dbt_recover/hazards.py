@@ -14,22 +14,7 @@ from .model import SUCCESSES, RunState, as_word
 def drift(
     drafts: dict[str, Draft], changes: Changes, state: RunState, graph: Graph, policy: Policy
 ) -> list[PlanWarning]:
-    built = sorted(
-        u
-        for u, node in state.nodes.items()
-        if u not in drafts and node.result.status in SUCCESSES and is_buildable(graph, u)
-    )
-    found = []
-    if changes.other_vars and drafts and built:
-        found.append(
-            PlanWarning(
-                "drift",
-                "vars in dbt_project.yml were edited since the run. Who reads them is not known: the "
-                f"retry leaves {_names(graph, built)} as built with the old ones",
-                flag="--allow-drift",
-                allowed=policy.allow_drift,
-            )
-        )
+    found = _other_vars(drafts, state, graph, policy) if changes.other_vars else []
     above = graph.ancestors(drafts)
     outside = sorted(
         u
@@ -50,6 +35,27 @@ def drift(
             flag="--allow-drift",
             allowed=policy.allow_drift,
         ),
+    ]
+
+
+def _other_vars(
+    drafts: dict[str, Draft], state: RunState, graph: Graph, policy: Policy
+) -> list[PlanWarning]:
+    built = [
+        u
+        for u, node in state.nodes.items()
+        if u not in drafts and node.result.status in SUCCESSES and is_buildable(graph, u)
+    ]
+    if not drafts or not built:
+        return []
+    return [
+        PlanWarning(
+            "drift",
+            "vars in dbt_project.yml were edited since the run. Who reads them is not known: the "
+            f"retry leaves {_names(graph, built)} as built with the old ones",
+            flag="--allow-drift",
+            allowed=policy.allow_drift,
+        )
     ]
 
 

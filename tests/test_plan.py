@@ -1048,6 +1048,13 @@ def test_what_was_configured_otherwise_in_yaml() -> None:
     assert reconfigured(old, new, {"dbt_project.yml"}) == {"seed.b"}
     assert reconfigured(old, project(column_types={"v": "int"}), {"seeds/b.yml"}) == {"seed.b"}
     assert reconfigured(old, new, {"models/a.yml"}) == set()
+    assert reconfigured(old, new, {"dbt_packages/shop/seeds/b.yml"}) == {"seed.b"}
+    newer = Graph(new.nodes.values(), dbt_version="1.12.0")
+    assert reconfigured(old, newer, {"seeds/b.yml"}) == {"seed.b"}
+    more = project("seeds/b.yml", column_types={"v": "text"}, full_refresh=False)
+    assert reconfigured(old, more, {"seeds/b.yml"}) == {"seed.b"}
+    newer = Graph(more.nodes.values(), dbt_version="1.12.0")
+    assert reconfigured(old, newer, {"seeds/b.yml"}) == set()
     words = project("seeds/b.yml", column_types={"v": "text"}, meta={"owner": "x"}, group=None)
     assert reconfigured(old, words, {"seeds/b.yml"}) == set()
     # Parsed for another target, or with other vars: it tells nothing of edits.

@@ -64,10 +64,16 @@ def reconfigured(old: Graph, new: Graph, files: Collection[str]) -> set[str]:
         if other is None or node.resource_type not in BUILDABLE:
             continue
         own = {n.patch_path.partition("://")[2] or n.original_file_path for n in (node, other)}
+        own |= {f"dbt_packages/{node.package_name}/{path}" for path in own}
         touched = "dbt_project.yml" in files or not own.isdisjoint(files)
         if not touched or node.relation_name != other.relation_name:
             continue
-        if _of_rows(old, node) != _of_rows(new, other):
+        before, after = _of_rows(old, node), _of_rows(new, other)
+        if old.dbt_version != new.dbt_version:  # they can have keys of their own
+            before, after = (
+                {k: c[k] for k in before.keys() & after.keys()} for c in (before, after)
+            )
+        if before != after:
             found.add(uid)
     return found
 

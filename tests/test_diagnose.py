@@ -287,6 +287,13 @@ def test_sql_quoted_by_the_warehouse_is_not_its_word() -> None:
             ),
             "000904 (42000): SQL compilation error: error line 3 invalid identifier 'X'",
         ),
+        (  # as dbt writes it of a unit test
+            (
+                "\n\n\x1b[32mactual\x1b[0m differs from \x1b[31mexpected\x1b[0m:\n\n\x1b[0;1m@@"
+                "\x1b[0m\x1b[33m,\x1b[0m\x1b[0;1mn\x1b[0m\n\x1b[31;1m3\x1b[34;1m→\x1b[32;1m2\x1b[0m"
+            ),
+            "actual differs from expected: @@,n",
+        ),
     ],
 )
 def test_a_summary_says_which_error_it_is(message: str, summary: str) -> None:

@@ -33,7 +33,7 @@ from dbt_recover.layout import RunPlace
 from dbt_recover.load import LoadedRun
 from dbt_recover.model import Invocation, NodeResult, NodeState, RunInfo, RunState
 from dbt_recover.notify import check_url, post
-from dbt_recover.render import alerts, slack
+from dbt_recover.render import alerts, slack, tables
 from projects import ARTIFACTS, Checkout, checkout
 
 slow = pytest.mark.slow
@@ -254,6 +254,24 @@ def test_the_notice_of_recovery_closes_the_loop() -> None:
     is_valid(message)
     assert said in message["text"]
     assert "retry" not in "\n".join(texts(message["blocks"]))
+
+
+def test_show_is_for_eyes() -> None:
+    """No colors of dbt's, which are letters here, and of a Python model what it raised."""
+    messages = {
+        "unit_test.shop.m.u": "\n\n\x1b[32mactual\x1b[0m differs from \x1b[31mexpected\x1b[0m:\n\n@@,n",
+        "model.shop.p": (
+            "Runtime Error in model p (models/p.py)\n  Python model failed:\n  Traceback (most recent "
+            "call last):\n" + '    File "x.py", line 9, in model\n' * 9 + "  KeyError: 'plan'"
+        ),
+    }
+    states = {
+        uid: NodeState(NodeResult(uid, "error", said), 1, "i1", 0) for uid, said in messages.items()
+    }
+    shown = tables.show(run_of(states, Graph([]), FIRST).state, Graph([]))
+    assert "\x1b" not in shown
+    assert "    actual differs from expected:\n    @@,n\n" in shown
+    assert "    Python model failed: KeyError: 'plan'\n" in shown
 
 
 # What it never says
@@ -619,6 +637,13 @@ def test_sql_that_follows_an_error_goes_out_with_no_alert(message: str) -> None:
     )
     for full in (False, True):
         assert "geheim" not in alerts.text(alert_of(run, full=full), full=full)
+
+
+def test_an_address_is_a_name_only_where_a_right_is_missing() -> None:
+    said = "User 4111.jane@shop.example.com does not have USE CATALOG"
+    assert redact.line(said, "permission") == said
+    for error_class in ("code", "transient", "timeout", "quota", "data", "unknown"):
+        assert redact.line(said, error_class) == "User ***** does not have USE CATALOG"
 
 
 @pytest.mark.parametrize("word", ["x" * 1_000_000, "token" * 100_000, "a.b-" * 100_000])

@@ -121,10 +121,19 @@ _AROUND = re.compile(
 _HOOK = re.compile(r"^\s*\S+\.on-run-(?:start|end)\.\d+ failed, error:\s*$")
 
 
+_COLOR = re.compile("\x1b\\[[0-9;]*m")
+
+
+def uncolored(text: str) -> str:
+    """Without the colors that dbt writes into the message of a unit test."""
+    return _COLOR.sub("", text)
+
+
 def unwrap(message: str) -> Unwrapped:
     """Take dbt's envelopes off: they can be one in another. Lines lose their outer spaces, the
     path of the compiled file goes, and empty lines too."""
-    lines = [ln for ln in message.splitlines() if ln.strip() and not _COMPILED_AT.match(ln)]
+    said = uncolored(message).splitlines()
+    lines = [ln for ln in said if ln.strip() and not _COMPILED_AT.match(ln)]
     kind = ""
     while len(lines) > 1:
         envelope = _ENVELOPE.match(lines[0])

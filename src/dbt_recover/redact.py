@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from .command_line import STARS, scrub
-from .diagnose import DATA, SQL_FOLLOWS, UNKNOWN
+from .diagnose import DATA, PERMISSION, SQL_FOLLOWS, UNKNOWN
 
 _MAY_QUOTE_ROWS = frozenset({DATA, UNKNOWN})
 """Classes whose quotes can hold a row's values. Any other's hold names: of a table, a warehouse."""
@@ -28,8 +28,8 @@ _VALUES = (
     re.compile(r"(?<=Failing row contains ).*"),
     re.compile(r"(?<=division by zero: ).*"),
     re.compile(r"(?<=variant value ).*"),
-    re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+"),  # somebody's address
 )
+_ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+")
 _SECRETS = (
     re.compile(
         r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
@@ -69,7 +69,8 @@ def line(text: str, error_class: str, hidden: Iterable[str] = ()) -> str:
     if error_class in _MAY_QUOTE_ROWS:
         for pattern in _VALUES:
             text = pattern.sub(STARS, text)
-    return text
+    # Of a missing right it is the name of who lacks it.
+    return text if error_class == PERMISSION else _ADDRESS.sub(STARS, text)
 
 
 def whole(lines: Iterable[str], hidden: Iterable[str] = ()) -> str:

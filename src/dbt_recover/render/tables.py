@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from ..diagnose import Diagnosis, diagnoses, gave_up
+from ..diagnose import Diagnosis, diagnoses, gave_up, uncolored
 from ..graph import Graph
 from ..hazards import command_again
 from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary, as_word
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 def body(message: str) -> list[str]:
     """All lines of dbt's message without its envelope."""
-    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in uncolored(message).splitlines() if line.strip()]
     return lines[1:] if len(lines) > 1 and " Error in " in lines[0] else lines
 
 
@@ -153,6 +153,8 @@ def _failures(state: RunState, graph: Graph, full: bool) -> list[str]:
             f" ({cause.error_class}){where}"
         )
         message = body(result.message)
+        if not full and len(message) > 1 and message[1].strip().startswith("Traceback "):
+            message = [cause.summary]  # what a Python model raised is in its last lines
         lines += [f"    {text.strip()}" for text in (message if full else message[:6])]
         lines += _query(cause, result.message)
     if not full and len(failed) > 20:

@@ -173,10 +173,8 @@ def _may_have_committed(uid: str, draft: Draft, state: RunState, graph: Graph) -
         return False
     end = state.invocations[word.index].end
     if draft.cause == "failed":
-        # Stopped from outside, or by a hook of its own that ran after its query; or by steps, as
-        # materializations of a project's own can work.
-        unknown = graph.nodes[uid].materialized not in _REPLACING | {"incremental", "snapshot"}
-        return end in ("interrupted", "killed") or unknown or _has_post_hook(uid, graph)
+        # Stopped from outside, or by a hook of its own that ran after its query.
+        return end in ("interrupted", "killed") or _has_post_hook(uid, graph)
     if draft.cause == "never_started" and end == "lost":
         # Of a lost machine the archive did not hear the last seconds.
         parents = [state.nodes[p] for p in graph.parents[uid] if p in state.nodes]

@@ -58,6 +58,7 @@ from dbt_recover.plan import (
     PlannedNode,
     PlanWarning,
     Policy,
+    Standing,
     make_plan,
 )
 from dbt_recover.render import alerts, documents, upkeep
@@ -228,6 +229,9 @@ MADE: dict[str, Any] = {
             (PlanWarning("drift", "why", "--allow-drift"),),
         ),
         STATE,
+    ),
+    "plan without nodes": documents.plan(
+        Plan((), standing=Standing("refused", "why", "next", listed="failed")), STATE
     ),
     "retry": documents.retried(
         Retried(

@@ -13,6 +13,7 @@ from typing import IO, Any
 import msgspec
 
 from . import checkout
+from .approved import check_approved
 from .command_line import starred
 from .context import Identity, Where
 from .dbt import find_dbt
@@ -26,7 +27,6 @@ from .errors import (
     exit_code_of,
 )
 from .execute import Outcome, Task, exit_code, run_recorded
-from .hazards import command_again
 from .interrupts import Interrupts
 from .lease import Lease
 from .load import LoadedRun
@@ -40,6 +40,7 @@ from .restore import restored
 from .retry_command import retry_command, state_file, strategy_for
 from .runstate import unsettled
 from .stages import Group, blocked, stages
+from .standing import at_work, standing
 from .state_dir import write_manifest
 from .surroundings import without_settings
 
@@ -77,8 +78,17 @@ class NothingRan(DbtError):
 
 
 def _verdict(state: RunState, run: LoadedRun, options: Options) -> Verdict:
-    left = make_plan(state, run.graph, Policy(tests=options.tests)).nodes
-    return Verdict(not left and not state.warnings, len(left), len(state.nodes))
+    left = len(make_plan(state, run.graph, Policy(tests=options.tests)).nodes)
+    left += len(_failed_hooks(state, options))
+    return Verdict(not left and not state.warnings, left, len(state.nodes))
+
+
+def _failed_hooks(state: RunState, options: Options) -> list[NodeResult]:
+    """Hooks whose last word keeps the run from being whole: no plan has them."""
+    if options.ignore_failed_hooks:
+        return []
+    left = unsettled(state)
+    return [left[uid].result for uid in sorted(left) if uid.startswith("operation.")]
 
 
 def retry(
@@ -99,14 +109,12 @@ def retry(
     run_id = run.place.run_id
     attempt = attempt or run.state.attempts + 1
     if run.running:
-        at_work = run.running[0]
-        raise LockedError(
-            f"run {run_id} is still at work: dbt {at_work.command}, recorded by process "
-            f"{at_work.pid} on {at_work.host}",
-            hint="wait until it has ended; if that machine is gone, this passes in a minute",
-        )
+        said, hint = at_work(run)
+        raise LockedError(said, hint=hint)
     if not plan.nodes:
         return _nothing_to_do(where, run, plan, options)
+    if options.approved is not None:
+        check_approved(plan, options.approved, run_id)
     refuse(plan)
     launcher = launcher or (find_dbt(dbt, where.environ),)
     identity = Identity(
@@ -230,37 +238,22 @@ def refused(run: LoadedRun) -> Retried:
 
 def _nothing_to_do(where: Where, run: LoadedRun, plan: Plan, options: Options) -> Retried:
     """The plan is empty: the run is whole, or what is left is not dbt's to run again."""
-    run_id, attempts, total = run.place.run_id, run.state.attempts, len(run.state.nodes)
-    if run.state.warnings:
-        raise RefusedError(
-            run.state.warnings[0],
-            hint=f"run that command again: {command_again(run.state, run.graph)}",
-        )
-    left = unsettled(run.state)
-    if plan.dropped:
-        failing = tuple(left[u].result for u in plan.dropped if u in left)
-        return Retried(
-            run_id,
-            attempts,
-            "failing",
-            still_failing=failing,
+    archive = where.archive
+    found = standing(run, plan, options, archive)
+    if found.outcome == "refused":
+        raise RefusedError(found.message, hint=found.next_step)
+    done = Retried(run.place.run_id, run.state.attempts, found.outcome, total=len(run.state.nodes))
+    if found.outcome == "failing":
+        left = unsettled(run.state)
+        return replace(
+            done,
+            still_failing=tuple(left[u].result for u in plan.dropped if u in left),
             exit_code=EXIT_STILL_FAILING,
-            total=total,
             why=diagnoses(run.state),
         )
-    hooks = [uid for uid in left if uid.startswith("operation.")]
-    if hooks and not options.ignore_failed_hooks:
-        raise RefusedError(
-            f"every node of run {run_id} was built, but {hooks[0]} "
-            f"{'failed' if left[hooks[0]].result.status in FAILURES else 'did not end'}, and dbt "
-            "runs a hook only with a command: what the hook should have done is missing",
-            hint=f"run the command again: {command_again(run.state, run.graph, hooks[0])}\n"
-            "  or take the run as whole: --ignore-failed-hooks",
-        )
-    archive = where.archive
-    if archive.summary(archive.entry(run.place)).status == "failed":
-        archive.settle(run.place, attempts, total, run.state.run.logical_date)
-    return Retried(run_id, attempts, "already_complete", total=total)
+    if found.listed == "failed":
+        archive.settle(run.place, done.attempt, done.total, run.state.run.logical_date)
+    return done
 
 
 def _run_group(
@@ -337,10 +330,11 @@ def _outcome(
         result = state.nodes[node.unique_id].result if node.unique_id in state.nodes else None
         if result is not None and result.status in FAILURES:
             failing.append(result)
-    if left.nodes and interrupted:
+    failing += _failed_hooks(state, options)
+    if interrupted and (left.nodes or failing):
         outcome = "interrupted"
         code = exit_code_of(interrupted)
-    elif left.nodes:
+    elif left.nodes or failing:
         outcome, code = "failing", EXIT_STILL_FAILING
         if not failing:
             failing = [

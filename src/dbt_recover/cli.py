@@ -145,10 +145,18 @@ def show(app: App, run: str, full: bool, logical_date: str, output: str) -> None
 @click.argument("run", default="latest-failed")
 @planning_options
 @click.option("--ask-dbt", is_flag=True, help="Let dbt tell what the archive does not say.")
+@click.option("--text", is_flag=True, help="With -o json: the table, too, as one of its keys.")
 @output_option
 @click.pass_obj
 def plan(
-    app: App, /, run: str, output: str, logical_date: str | None, ask_dbt: bool, **given: Any
+    app: App,
+    /,
+    run: str,
+    output: str,
+    logical_date: str | None,
+    ask_dbt: bool,
+    text: bool = False,
+    **given: Any,
 ) -> None:
     """What retry would run again and why. Does not start dbt unless --ask-dbt is given."""
     from .durations import with_durations
@@ -162,12 +170,16 @@ def plan(
     if app.verbose or "://" not in kept.url:
         # Of another run: in a bucket that is four requests more for what decides nothing.
         made = with_durations(kept, loaded, made)
-    if output == "json":
-        echo(documents.dump(documents.plan(made, loaded.state)))
-        return
-    from .render import tables
+    table = ""
+    if output != "json" or text:
+        from .render import tables
 
-    echo(tables.plan(made, loaded.state, loaded.graph))
+        table = tables.plan(made, loaded.state, loaded.graph)
+    echo(
+        documents.dump(documents.plan(made, loaded.state, table or None))
+        if output == "json"
+        else table
+    )
 
 
 @cli.command()
@@ -175,6 +187,11 @@ def plan(
 @planning_options
 @on_option
 @patience_options("--attempts", "With --on: at most N retries.  [default: 3]")
+@click.option(
+    "--approved",
+    metavar="FILE",
+    help="What `plan -o json` printed: refuse to run anything that is not in it.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @output_option
 @click.pass_context

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from .approved import Approved
     from .insist import Patience
     from .recover import Options
 
@@ -123,6 +124,14 @@ def _parsed(variables: str | None) -> Mapping[str, Any]:
     return parse_vars(variables)
 
 
+def _approved(file: str | None) -> Approved | None:
+    if not file:
+        return None
+    from .approved import read_approved
+
+    return read_approved(file)
+
+
 def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
     from .errors import UsageError
     from .recover import Options
@@ -147,6 +156,7 @@ def chosen(app_options: Mapping[str, Any], given: dict[str, Any]) -> Options:
             profiles_dir=app_options["profiles_dir"] or "",
         ),
         ignore_failed_hooks=given["ignore_failed_hooks"],
+        approved=_approved(given.get("approved")),
         **{k: v for k, v in given.items() if k.startswith("allow_")},
     )
 

@@ -87,6 +87,22 @@ class PlanWarning(msgspec.Struct, frozen=True):
     allowed: bool = False
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """How a run stands of which nothing is to run again."""
+
+    outcome: str
+    """already_complete, failing, refused: what a retry says of it. running: it is at work.
+    unknown: dbt is to be asked first."""
+    message: str
+    """A sentence for a person."""
+    next_step: str = ""
+    """What to do about it; empty if nothing."""
+    command: str = ""
+    """The line to paste, where it is no `retry`."""
+    listed: str = ""
+    """How the archive lists it: a retry that finds it complete writes that there."""
+
+
 class Plan(msgspec.Struct, frozen=True):
     """The decision, in the order of execution."""
 
@@ -97,6 +113,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Nodes that must run for the run to be whole, and that --select or --exclude leaves out."""
     replaced: Mapping[str, str] = {}
     """Nodes that are gone from the project -> what runs in their place, or ''."""
+    standing: Standing | None = None
+    """How the run stands, where there is nothing to run and that was looked at (standing.py)."""
 
     @property
     def ids(self) -> tuple[str, ...]:

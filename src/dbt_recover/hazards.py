@@ -8,7 +8,7 @@ import msgspec
 
 from .decision import Changes, Draft, PlanWarning, Policy, is_buildable, name_of
 from .graph import Graph, Node
-from .model import SUCCESSES, RunState, as_word
+from .model import SUCCESSES, Invocation, RunState, as_word
 
 
 def drift(
@@ -202,11 +202,13 @@ def _refreshed(uid: str, state: RunState, graph: Graph, policy: Policy) -> bool:
     return policy.full_refresh or bool(before)
 
 
-def command_again(state: RunState, graph: Graph, about: str = "") -> str:
-    """The line that runs a command of the run again: that which `about`, a hook, belongs to, else
-    the first. Without what would write the same rows twice."""
+def command_again(state: RunState, graph: Graph, about: str | Invocation = "") -> str:
+    """The line that runs a command of the run again: this one, or that which `about`, a hook,
+    belongs to, else the first. Without what would write the same rows twice."""
     invocation = state.first
-    if about in state.nodes:
+    if isinstance(about, Invocation):
+        invocation = about
+    elif about in state.nodes:
         own = state.invocations[state.nodes[about].index]
         if own.intended is None:  # a retry's command lacks its selection
             invocation = own

@@ -78,7 +78,12 @@ class LoadedRun(msgspec.Struct, frozen=True):
         )
         if self.scope is None:
             return state
-        nodes = {uid: node for uid, node in state.nodes.items() if uid in self.scope}
+        # Hooks run with any command, also where the part has not recorded any yet.
+        nodes = {
+            uid: node
+            for uid, node in state.nodes.items()
+            if uid in self.scope or uid.startswith("operation.")
+        }
         return RunState(state.run, state.invocations, nodes, state.warnings)
 
     def step(self, invocation_ids: set[str]) -> LoadedRun:

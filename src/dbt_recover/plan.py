@@ -15,6 +15,7 @@ from .decision import (
     PlannedNode,
     PlanWarning,
     Policy,
+    Standing,
     is_buildable,
     name_of,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "PlanWarning",
     "PlannedNode",
     "Policy",
+    "Standing",
     "idempotent",
     "make_plan",
     "name_of",

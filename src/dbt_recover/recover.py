@@ -23,6 +23,7 @@ from .restore import Overrides
 from .storage.base import MissingKey
 
 if TYPE_CHECKING:
+    from .approved import Approved
     from .pipeline import Pipeline
 
 STRATEGIES = ("auto", "select", "retry", "defer")
@@ -46,6 +47,8 @@ class Options(msgspec.Struct, frozen=True):
     allow_unknown_settings: bool = False
     allow_older_run: bool = False
     ignore_failed_hooks: bool = False
+    approved: Approved | None = None
+    """A plan that was looked at: nothing that is not in it is run."""
 
 
 def plan_run(
@@ -101,8 +104,12 @@ def plan_run(
         current = run.graph
     plan = make_plan(run.state, run.origin, policy, changes, current)
     if not plan.nodes:
+        from .standing import standing
+
         return msgspec.structs.replace(
-            plan, warnings=(*plan.warnings, *_unknown_scope(run, options, preview))
+            plan,
+            warnings=(*plan.warnings, *_unknown_scope(run, options, preview, empty=True)),
+            standing=standing(run, plan, options, archive, preview=preview),
         )
     around = [
         *_at_work(run),
@@ -298,7 +305,9 @@ def _at_work(run: LoadedRun) -> list[PlanWarning]:
     ]
 
 
-def _unknown_scope(run: LoadedRun, options: Options, preview: bool) -> list[PlanWarning]:
+def _unknown_scope(
+    run: LoadedRun, options: Options, preview: bool, *, empty: bool = False
+) -> list[PlanWarning]:
     if preview and run.state.warnings:
         more = len(run.state.warnings) - 1
         also = f", and so for {more} more of its commands" if more else ""
@@ -309,8 +318,10 @@ def _unknown_scope(run: LoadedRun, options: Options, preview: bool) -> list[Plan
                 f"dbt-recover plan {as_word(run.place.run_id)} --ask-dbt",
             )
         ]
+    # Of a plan without nodes there is nothing to go on with: its standing says what to do.
+    flag = "" if empty else "--allow-unknown-scope"
     return [
-        PlanWarning("unknown_scope", text, "--allow-unknown-scope", options.allow_unknown_scope)
+        PlanWarning("unknown_scope", text, flag, options.allow_unknown_scope)
         for text in run.state.warnings
     ]
 

@@ -14,7 +14,14 @@ from .carry_out import NothingRan, Retried, retry
 from .command_line import DbtCommand, scrubbed, secret_values, starred
 from .context import Identity, Where
 from .diagnose import diagnoses, gave_up, of_dbt
-from .errors import LockedError, NotFoundError, RecoverError, StorageError, UsageError
+from .errors import (
+    LockedError,
+    NotFoundError,
+    RecoverError,
+    RefusedError,
+    StorageError,
+    UsageError,
+)
 from .execute import Exited, exec_command
 from .insist import Patience, in_the_way, insist, say_why_not
 from .latest import keep_latest
@@ -26,6 +33,7 @@ from .pipeline import same_step
 from .plan import Plan
 from .recover import Options, plan_run
 from .restore import Overrides
+from .standing import standing
 
 
 def exec_or_resume(
@@ -140,6 +148,9 @@ def _exec_or_resume(where: Where, argv: Sequence[str], identity: Identity, resum
     options = Options(overrides=_overrides(command))
     plan = plan_run(part, options, project)
     if not plan.nodes:
+        found = standing(part, plan, options, where.archive)
+        if found.outcome == "refused":  # a hook alone has failed
+            raise RefusedError(found.message, hint=found.next_step)
         where.say(
             f"dbt-recover: this step of run {identity.run_id} is complete: "
             f"{len(part.state.nodes)} nodes, nothing to run again"

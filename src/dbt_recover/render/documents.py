@@ -128,9 +128,11 @@ def show(state: RunState) -> dict[str, Any]:
     }
 
 
-def plan(made: Plan, state: RunState) -> dict[str, Any]:
-    """`plan -o json`; `nodes` is exactly what dbt will execute, in the graph's order."""
+def plan(made: Plan, state: RunState, text: str | None = None) -> dict[str, Any]:
+    """`plan -o json`; `nodes` is exactly what dbt will execute, in the graph's order. `text`: the
+    same for people."""
     causes = diagnoses(state)
+    found = made.standing
     return {
         "run": run_of(state),
         "nodes": [
@@ -158,6 +160,14 @@ def plan(made: Plan, state: RunState) -> dict[str, Any]:
             }
             for w in made.warnings
         ],
+        "nothing_to_run": found
+        and {
+            "outcome": found.outcome,
+            "message": found.message,
+            "next_step": found.next_step or None,
+            "listed": found.listed or None,
+        },
+        "text": text,
     }
 
 

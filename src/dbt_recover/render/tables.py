@@ -11,10 +11,9 @@ from tabulate import tabulate
 
 from ..diagnose import Diagnosis, diagnoses, gave_up, uncolored
 from ..graph import Graph
-from ..hazards import command_again
 from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary, as_word
-from ..plan import Plan, name_of
-from ..runstate import counts, describe, failed_nodes, unsettled
+from ..plan import Plan, Standing, name_of
+from ..runstate import counts, describe, failed_nodes
 
 if TYPE_CHECKING:
     from ..carry_out import Retried
@@ -209,13 +208,25 @@ def plan(made: Plan, state: RunState, graph: Graph) -> str:
         for warning in made.warnings
         for line in _warning(warning.message, warning.flag, warning.allowed)
     ]
+    if made.standing is not None:
+        parts += _standing(made.standing, [warning.message for warning in made.warnings])
     at_work = any(warning.code == "at_work" for warning in made.warnings)
     if made.nodes and not made.blockers and not at_work:
         parts += ["", f"next: dbt-recover retry {as_word(run_id)}"]
-    hooks = sorted(u for u in unsettled(state) if u.startswith("operation."))
-    if hooks and not made.nodes and not at_work:
-        parts += ["", f"next: {command_again(state, graph, hooks[0])}"]
     return "\n".join(parts)
+
+
+def _standing(found: Standing, told: Sequence[str]) -> Iterable[str]:
+    """How a run stands of which nothing is to run again; not what its warnings have told."""
+    if found.outcome == "unknown":
+        return
+    if found.outcome != "already_complete" and found.message not in told:
+        yield ""
+        yield found.message
+    if found.command:
+        yield from ("", f"next: {found.command}")
+    elif found.next_step:
+        yield f"  {found.next_step}"
 
 
 def _warning(message: str, flag: str, allowed: bool) -> Iterable[str]:

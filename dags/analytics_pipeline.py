@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime, timezone
 from typing import Any
-
-import pendulum
 
 from recover_airflow import DAG, CronDataIntervalTimetable, SqlSensor, task
 from recover_alert import alert_on_failure, summarise, summary_text, tell_slack
@@ -32,7 +31,7 @@ with DAG(
     dag_id="analytics_dbt_pipeline",
     # Daily for the day before, on Airflow 2 and 3 alike: a cron string means different days there.
     schedule=CronDataIntervalTimetable("0 6 * * *", timezone="UTC"),
-    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,  # two dbts on the same tables spoil them
     default_args={

@@ -6,10 +6,9 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-import pendulum
 
 from recover_airflow import DAG, CronDataIntervalTimetable, TaskGroup
 from recover_alert import alert_on_failure
@@ -62,7 +61,7 @@ def build_tasks(nodes: Sequence[dict[str, Any]]) -> dict[str, DbtStep]:
 with DAG(
     dag_id="dbt_model_per_task",
     schedule=CronDataIntervalTimetable("0 6 * * *", timezone="UTC"),
-    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,
     max_active_tasks=4,  # each is a dbt of its own, with its memory and its start

@@ -34,8 +34,11 @@ ALLOWED = {
     "unknown-scope": "more may be left undone",
     "unknown-settings": "dbt v2 ran without exec: vars and target are those given here",
     "older-run": "a later run has built the same",
+    "failed-hooks": "a hook failed, and what it should have done was done by other means",
 }
-"""Name of a flag `--allow-NAME` -> what is known to whoever gives it."""
+"""What a repair can be allowed -> what is known to whoever allows it. The flag is `--allow-NAME`."""
+FLAGS = {"failed-hooks": "--ignore-failed-hooks"}
+"""Those whose flag is another."""
 TESTS, STRATEGIES = ("rebuild", "recheck"), ("auto", "select", "retry", "defer")
 
 PARAMS: dict[str, Param] = {
@@ -144,7 +147,12 @@ def options(params: Mapping[str, Any]) -> list[str]:
         words.append(f"--vars={json.dumps(params['vars'])}")
     if params["target"]:
         words.append(f"--target={params['target']}")
-    return words + [f"--allow-{each}" for each in params["allow"]]
+    return words + [flag_of(each) for each in params["allow"]]
+
+
+def flag_of(name: str) -> str:
+    """The option that allows it."""
+    return FLAGS.get(name, f"--allow-{name}")
 
 
 # ---- the retry ---------------------------------------------------------------------------------
@@ -152,17 +160,32 @@ def options(params: Mapping[str, Any]) -> list[str]:
 
 def refusal(run: str, why: str) -> AirflowFailException:
     """What to say when a warning stops a retry; `why` names the flags that allow it."""
-    names = list(dict.fromkeys(re.findall(r"--allow-([a-z-]+)", why)))
-    known = [name for name in names if name in ALLOWED]
-    again = (
-        f"\nIf that is fine, trigger dbt_repair again with run {run} and, under `Go on though` "
-        f"(allow): {json.dumps(known)}"
-        if known
-        else ""
-    )
+    known = [name for name in ALLOWED if re.search(rf"{flag_of(name)}(?![\w-])", why)]
+    again = f"\nThen trigger dbt_repair again with run {run}"
+    if known:
+        again = (
+            f"\nIf that is fine, trigger dbt_repair again with run {run} and, under `Go on though` "
+            f"(allow): {json.dumps(known)}"
+        )
     return AirflowFailException(
         f"refused for safety, nothing was run: {why}{again} (exit code {REFUSED})"
     )
+
+
+def what_stops(made: Mapping[str, Any]) -> AirflowException | None:
+    """What a retry of this plan would end with before it began; None if nothing stops it."""
+    run, nothing = made["run"]["run_id"], made["nothing_to_run"]
+    if nothing is None:
+        stops = [f"{w['message']} ({w['flag']})" for w in made["warnings"] if w["stops"]]
+        return refusal(run, "\nalso: ".join(stops)) if stops else None
+    why = f"{nothing['message']}\n  {nothing['next_step']}"
+    if nothing["outcome"] == "already_complete":
+        return None
+    if nothing["outcome"] == "running":
+        return AirflowFailException(f"locked, nothing was run: {why} (exit code {LOCKED})")
+    if nothing["outcome"] == "refused":
+        return refusal(run, why)
+    return AirflowFailException(f"nothing was run: {why} (exit code 1)")
 
 
 def failure(run: str, ended: Ended) -> AirflowException:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from datetime import timedelta
+import tempfile
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
-
-import pendulum
 
 from recover_airflow import DAG, HAS_APPROVALS, AirflowFailException, ApprovalOperator, task
 from recover_dbt import PARSE_SECONDS, Context, ask, ask_json
@@ -17,23 +18,33 @@ from recover_repair import (
     checked,
     failure,
     options,
-    outcome,
-    refusal,
     tell_of,
+    what_stops,
 )
 
 log = logging.getLogger("recover_dbt")
 
 
-def planned(words: list[str], run: str) -> tuple[dict[str, Any], str]:
-    """The plan of a run, as data and as a table. Raises AirflowException if there is none."""
+def planned(words: list[str], run: str) -> dict[str, Any]:
+    """The plan of a run, its table among it. Raises AirflowException if there is none."""
     # What the archive does not say, dbt is asked here, as retry will: what is approved is all of it.
-    words = ["plan", "--ask-dbt", *words]
-    ended = ask([*words, "--", run], seconds=PARSE_SECONDS)
+    words = ["plan", "--ask-dbt", "--text", *words, "-o", "json", "--", run]
+    ended = ask(words, seconds=PARSE_SECONDS)
     if ended.code:
         raise failure(run, ended)
-    made: dict[str, Any] = ask_json([*words, "-o", "json", "--", run], seconds=PARSE_SECONDS)
-    return made, ended.out
+    made: dict[str, Any] = json.loads(ended.out)
+    return made
+
+
+def why_not(made: dict[str, Any], context: Context) -> str:
+    """Why a plan that was made is not carried out; '' if it is to be."""
+    nothing = made["nothing_to_run"]
+    if context["params"]["dry_run"]:
+        return "a dry run: nothing is run. Trigger again with dry_run off to do it"
+    # With nothing to run but listed as failed: `retry` has it listed as whole.
+    if nothing and nothing["listed"] != "failed":
+        return f"nothing to do: {nothing['message']}"
+    return ""
 
 
 class RetryAsApproved(Retry):
@@ -41,23 +52,17 @@ class RetryAsApproved(Retry):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Retry. Fails if more would run now than was shown."""
-        self.words = options(checked(context["params"]))
-        shown = {node["unique_id"] for node in context["ti"].xcom_pull(task_ids="plan")["nodes"]}
-        made, table = planned(self.words, self.run)
-        more = sorted({node["unique_id"] for node in made["nodes"]} - shown)
-        if more:
-            log.info("%s", table)
-            raise AirflowFailException(
-                f"nothing was run: the plan is another one by now. New in it: {', '.join(more[:10])}"
-                f"{f' and {len(more) - 10} more' if len(more) > 10 else ''}. Trigger dbt_repair again"
-            )
-        return super().execute(context)
+        with tempfile.TemporaryDirectory(prefix="dbt-repair-") as room:
+            file = Path(room, "plan.json")
+            file.write_text(json.dumps(context["ti"].xcom_pull(task_ids="plan")))
+            self.words = [*options(checked(context["params"])), f"--approved={file}"]
+            return super().execute(context)
 
 
 with DAG(
     dag_id="dbt_repair",
     schedule=None,
-    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,
     params=PARAMS,
@@ -68,7 +73,8 @@ with DAG(
 
 Mend the cause first: the data, the code or the rights. Then trigger this. `plan` shows in its log
 what would run again and why; on Airflow 3.1 and later it then waits for approval, under *Required
-actions*, and rejects itself after a day. `retry` runs those nodes. No failed run is success, too.
+actions*, and rejects itself after a day. `retry` runs those nodes and no others. No failed run is
+success, too. One repair at a time: this one waits, queued, while an earlier one waits for its answer.
 """,
 ) as repair:
 
@@ -80,36 +86,24 @@ actions*, and rejects itself after a day. `retry` runs those nodes. No failed ru
         if run == "latest-failed":
             failed = ask_json(["runs", "--status=failed", "--limit=1", "-o", "json"])["runs"]
             if not failed:
-                log.info("there is no failed run: nothing to do")
-                return {"run": None, "nodes": [], "text": "there is no failed run"}
+                nothing = {"listed": None, "message": "there is no failed run"}
+                return {"run": None, "nodes": [], "nothing_to_run": nothing, "text": ""}
             run = failed[0]["run_id"]
-        made, text = planned(options(params), run)
-        busy = at_work(context, made["run"]["run_id"])
-        log.info("%s", text)
-        if busy and not params["dry_run"]:
-            raise AirflowFailException(busy)
-        if not made["nodes"] and made["run"]["status"] == "failed" and not params["dry_run"]:
-            # Not complete for that: `select` may have left nothing, or a hook alone has failed.
-            # With nothing to run `retry` starts no dbt; it says how the run stands.
-            run = made["run"]["run_id"]
-            words = ["retry", *options(params), "-o", "json", "--", run]
-            outcome(run, ask(words, seconds=PARSE_SECONDS))
-            return {**made, "text": text}
-        stops = [f"{w['message']} ({w['flag']})" for w in made["warnings"] if w["stops"]]
-        if stops and not params["dry_run"]:
-            raise refusal(made["run"]["run_id"], "\nalso: ".join(stops))
-        return {**made, "text": text}
+        made = planned(options(params), run)
+        log.info("%s", made["text"])
+        if not params["dry_run"]:
+            if busy := at_work(context, made["run"]["run_id"]):
+                raise AirflowFailException(busy)
+            if wrong := what_stops(made):
+                raise wrong
+        return made
 
     @task.short_circuit(ignore_downstream_trigger_rules=False)
     def go_on(made: Any, **context: Any) -> bool:
-        """Whether there is something to run, and it is wanted."""
-        if not made["nodes"]:
-            log.info("nothing to do")
-            return False
-        if context["params"]["dry_run"]:
-            log.info("a dry run: nothing is run. Trigger again with dry_run off to do it")
-            return False
-        return True
+        """Whether there is something to do, and it is wanted."""
+        if not_wanted := why_not(made, context):
+            log.info("%s", not_wanted)
+        return not not_wanted
 
     @task(retries=1)
     def summary(made: Any, **context: Any) -> None:
@@ -117,7 +111,7 @@ actions*, and rejects itself after a day. `retry` runs those nodes. No failed ru
         if not made or not made["run"]:
             log.info("nothing to tell")
             return
-        if context["params"]["dry_run"] or not made["nodes"]:
+        if why_not(made, context):
             log.info("%s", made["text"])
             return
         answer = context["ti"].xcom_pull(task_ids="approve") or {}
@@ -137,8 +131,11 @@ actions*, and rejects itself after a day. `retry` runs those nodes. No failed ru
     if HAS_APPROVALS:
         approve = ApprovalOperator(
             task_id="approve",
-            subject="Run {{ ti.xcom_pull(task_ids='plan')['nodes'] | length }} nodes of dbt run "
-            "{{ ti.xcom_pull(task_ids='plan')['run']['run_id'] }} again?",
+            subject="{% set made = ti.xcom_pull(task_ids='plan') %}"
+            "{% if made['nodes'] %}Run {{ made['nodes'] | length }} nodes of dbt run "
+            "{{ made['run']['run_id'] }} again?"
+            "{% else %}Take dbt run {{ made['run']['run_id'] }} as whole? Nothing of it is to run "
+            "again{% endif %}",
             body="```\n{{ ti.xcom_pull(task_ids='plan')['text'] }}\n```",
             defaults="Reject",
             response_timeout=timedelta(hours=24),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
-
-import pendulum
 
 from recover_airflow import DAG, AirflowException, Param, task
 from recover_alert import alert_on_failure
@@ -27,18 +25,23 @@ def this_round(context: Context) -> datetime:
 
 def why_not(run: str, attempts: int) -> tuple[str, int]:
     """Why a failed run is not retried, or ''; and if it is, how many retries it has left."""
+    made = ask_json(["plan", "-o", "json", "--", run])
+    nothing = made["nothing_to_run"]
+    if nothing and nothing["outcome"] != "unknown":
+        return f"not retried: {nothing['message']}", 0
     # Not `show`: this knows which dbt, having given up itself, has left nodes undone.
     alert = ask_json(["notify", "--to=webhook", "--print", "--always", "--", run])
     classes = sorted({cause["class"] for cause in (*alert["failed"], *alert["gave_up"])})
+    if not classes:
+        return "not retried: dbt was cut off, and nothing says why", 0
     if classes != ["transient"]:
-        return f"not retried: {', '.join(classes) or 'it was cut off'}", 0
+        return f"not retried: not all that failed is transient ({', '.join(classes)})", 0
     shown = ask_json(["show", "-o", "json", "--", run])
     # The tries of Airflow's own tasks have a step; a retry of the run has none.
     retried = {i["attempt"] for i in shown["invocations"] if i["attempt"] > 1 and not i["step"]}
     left = attempts - len(retried)
     if left < 1:
         return f"still failing after {len(retried)} retries", left
-    made = ask_json(["plan", "-o", "json", "--", run])
     stops = [f"not retried: {w['message']}" for w in made["warnings"] if w["stops"]]
     return (stops[0] if stops else ""), left
 
@@ -46,7 +49,7 @@ def why_not(run: str, attempts: int) -> tuple[str, int]:
 with DAG(
     dag_id="dbt_repair_scheduled",
     schedule=EVERY,
-    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,
     is_paused_upon_creation=True,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+from datetime import datetime, timezone
 from typing import Any
 
-import pendulum
-
-from recover_airflow import DAG, CronDataIntervalTimetable, SqlSensor, task
+from recover_airflow import DAG, AirflowException, CronDataIntervalTimetable, SqlSensor, task
 from recover_alert import summarise
-from recover_dbt import Context, ask, data_day, is_sunday, run_of
+from recover_dbt import Context, ask_json, data_day, is_sunday, run_of
 from recover_layers import Layer, build_layers
+
+log = logging.getLogger("three_domain_exercise")
 
 LAYERS = (
     Layer("staging", full_refresh=is_sunday),
@@ -38,24 +39,30 @@ def log_failure(context: Context) -> None:
             "try": instance.try_number,
             "exception": str(context.get("exception"))[:500],
             "log": getattr(instance, "log_url", None),
+            "failed": failed_nodes(context),
         }
-        shown = ask(["show", "-o", "json", "--", run_of(context)], context)
-        if shown.code == 0:
-            failure["failed"] = [
-                {k: node[k] for k in ("unique_id", "status", "class", "message")}
-                for node in json.loads(shown.out)["failed"]
-            ]
         line = json.dumps(failure)
-        logging.getLogger("three_domain_exercise").error("%s", line)
+        log.error("%s", line)
         print(f"ALERT {line}")
     except Exception:
-        logging.getLogger("three_domain_exercise").exception("the alert could not be made")
+        log.exception("the alert could not be made")
+
+
+def failed_nodes(context: Context) -> list[dict[str, Any]] | None:
+    """What failed in the run, as the archive has it; None if it cannot say, which hides nothing."""
+    try:
+        shown = ask_json(["show", "-o", "json", "--", run_of(context)], context)
+    except (AirflowException, ValueError) as error:
+        log.info("%s", error)
+        return None
+    keys = ("unique_id", "status", "class", "message")
+    return [{key: node[key] for key in keys} for node in shown["failed"]]
 
 
 with DAG(
     dag_id="three_domain_exercise",
     schedule=CronDataIntervalTimetable("0 6 * * *", timezone="UTC"),
-    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,
     default_args={"owner": "data-engineering", "on_failure_callback": log_failure},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -30,9 +31,13 @@ from airflows import (
 )
 from dbt_recover.archive import Archive
 from dbt_recover.cli import retry
+from dbt_recover.errors import NotFoundError
 from dbt_recover.lease import Lease
+from dbt_recover.load import load
 from dbt_recover.naming import resolve
+from dbt_recover.runstate import failed_nodes
 from dbt_recover.storage.local import LocalStorage
+from projects import RELAY, SIDE, written
 from test_insist import lock
 
 slow = pytest.mark.slow
@@ -101,7 +106,13 @@ for name, value in json.loads(hostile):
         refused[json.dumps([name, value])] = ["passed", options]
     except Exception as error:
         refused[json.dumps([name, value])] = [type(error).__name__, str(error)]
-json.dump({"errors": bag.import_errors, "warnings": ours, "dags": dags, "refused": refused},
+import analytics_pipeline
+from recover_layers import Layer, build_layers
+with analytics_pipeline.DAG("longer", schedule=None) as longer:
+    build_layers((*analytics_pipeline.LAYERS, Layer("reports")))
+longer = {t.task_id: sorted(t.upstream_task_ids) for t in longer.tasks if "reports" in t.task_id}
+json.dump({"errors": bag.import_errors, "warnings": ours, "dags": dags, "refused": refused,
+           "longer": longer},
           open(answer, "w"), default=str)
 """
 
@@ -131,7 +142,7 @@ FINE: list[tuple[str, object]] = [
     ("select", None),
     ("target", "prod"),
     ("vars", {"run_date": "$(touch /tmp/x); --full-refresh\n"}),
-    ("allow", ["drift", "older-run"]),
+    ("allow", ["drift", "older-run", "failed-hooks"]),
 ]
 
 
@@ -179,6 +190,11 @@ def test_the_dags_are_as_they_should_be(loaded: Any) -> None:
             if task["trigger_rule"] not in ("all_success", "none_failed"):
                 assert task["teardown"], (name, task_id)
     _pipeline_is_the_lessons(dags["analytics_dbt_pipeline"]["tasks"])
+    # One more line in LAYERS.
+    assert loaded["longer"] == {
+        "dbt_run_reports": ["dbt_test_marts"],
+        "dbt_test_reports": ["dbt_run_reports"],
+    }
     _exercise_is_to_the_letter(dags["three_domain_exercise"]["tasks"])
     _tasks_per_model(dags["dbt_model_per_task"]["tasks"])
     _repair_explains_itself(dags["dbt_repair"], loaded["version"])
@@ -258,7 +274,8 @@ def _repair_explains_itself(dag: Any, version: str) -> None:
     # What a refusal asks for can be given in the form.
     flags = {option for param in retry.params for option in param.opts}
     allowed = {flag.removeprefix("--allow-") for flag in flags if flag.startswith("--allow-")}
-    assert set(dag["params"]["allow"]["items"]["enum"]) == allowed
+    assert "--ignore-failed-hooks" in flags
+    assert set(dag["params"]["allow"]["items"]["enum"]) == allowed | {"failed-hooks"}
     tasks = dag["tasks"]
     # A second try of `approve` asks again, of `summary` tells again: neither runs anything.
     asks = {"approve", "summary"} & set(tasks)
@@ -384,7 +401,7 @@ def test_dags_import_airflow_and_the_standard_library_only() -> None:
                 else []
             )
             for name in (n.split(".")[0] for n in names):
-                allowed = {"airflow", "pendulum", "cosmos", *ours, *sys.stdlib_module_names}
+                allowed = {"airflow", *ours, *sys.stdlib_module_names}
                 assert name in allowed, (path.name, name)
     # dbt imports every top-level module of this name.
     assert not [p.name for p in FILES if p.name.startswith("dbt_")]
@@ -428,7 +445,11 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
     assert totals["failed_models"] == ["model.company.int_contracts"]
     # A selection that leaves nothing of the plan does not make the run whole.
     assert (none.state, none.tasks["plan"]) == ("failed", "failed"), made.log
-    assert re.search(r"run \S+: \d+ still failing \(exit code 1\)", made.log)
+    assert re.search(
+        r"nothing was run: run \S+ is not whole, and --select or --exclude leaves nothing of its plan: "
+        r"without int_contracts, ",
+        made.log,
+    )
     assert dry.state == "success"
     assert (dry.tasks["plan"], dry.tasks["retry"]) == ("success", "skipped")
     planned = {node["unique_id"] for node in dry.xcoms["plan"]["nodes"]}
@@ -439,7 +460,7 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
     assert made.here.tables() == made.clean()
     # Nothing to do is success, and said; an archive that is not there is not.
     assert (again.state, again.tasks["retry"]) == ("success", "skipped")
-    assert "there is no failed run: nothing to do" in made.log
+    assert "nothing to do: there is no failed run" in made.log
     assert (nothing.state, nothing.tasks["plan"]) == ("failed", "failed")
     assert "there is no archive at" in made.log
     assert scheduled.state == "success"
@@ -459,7 +480,18 @@ def test_a_failed_pipeline_is_repaired_on_airflow_2(tmp_path: Path) -> None:
     """No approvals there: a dry run is the default, and a second trigger executes."""
     made = company(tmp_path / "c", "2.11")
     made.migrate()
-    failed, early, dry, repaired = made.dag_tests(
+    here = made.here.having(RAW_DB=made.raw_file, DBT_RECOVER_ARCHIVE=made.here.home / "archive")
+    project = here.root / "dbt_project.yml"
+    plain = project.read_text()
+    project.write_text(f"{plain}on-run-end: select * from nowhere_at_all\n")
+    build = ("--", "dbt", "build", "--select")
+    assert here.recover("exec", "--run-id", "night/hook", *build, "stg_accounts").code == 1
+    project.write_text(plain)
+    # dbt gave up before it knew what it selects, and can tell no more today.
+    lost = (*build, "state:modified", "--state", "nowhere")
+    assert here.recover("exec", "--run-id", "night/scope", *lost).code == 2
+    by_hand = {"run": "night/hook", "dry_run": False}
+    failed, early, dry, repaired, hook, scope, ignored, again = made.dag_tests(
         a_run("analytics_dbt_pipeline", skip="wait_.*"),
         a_state("analytics_dbt_pipeline", "running"),
         a_run("dbt_repair", conf={"run": "latest-failed", "dry_run": False}, day=""),
@@ -467,8 +499,23 @@ def test_a_failed_pipeline_is_repaired_on_airflow_2(tmp_path: Path) -> None:
         MEND,
         a_run("dbt_repair", conf={"run": "latest-failed"}, day=""),
         a_run("dbt_repair", conf={"run": "latest-failed", "dry_run": False}, day=""),
+        a_run("dbt_repair", conf=by_hand, day=""),
+        a_run("dbt_repair", conf={**by_hand, "run": "night/scope"}, day=""),
+        a_run("dbt_repair", conf={**by_hand, "allow": ["failed-hooks"]}, day=""),
+        a_run("dbt_repair", conf=by_hand, day=""),
     )
     assert (failed.state, failed.tasks["summary"]) == ("failed", "success"), made.log[-3000:]
+    # What no node brings is refused, and said with what to do; a hook can be taken as it is.
+    for refused in (hook, scope):
+        assert (refused.state, refused.tasks["plan"]) == ("failed", "failed")
+    log = made.log.replace("\\n", "\n")
+    assert "on-run-end-0 failed, and dbt runs a hook only with a command" in log
+    assert 'again with run night/hook and, under `Go on though` (allow): ["failed-hooks"]' in log
+    assert "run that command again: dbt-recover exec --run-id night/scope -- dbt build" in log
+    assert "Then trigger dbt_repair again with run night/scope (exit code 12)" in log
+    assert (ignored.state, ignored.xcoms["retry"]["outcome"]) == ("success", "already_complete")
+    assert (again.state, again.tasks["retry"]) == ("success", "skipped")
+    assert "nothing to do: nothing of run night/hook is to run again: it is whole" in log
     assert (early.state, early.tasks["retry"]) == ("failed", "upstream_failed")
     assert "of analytics_dbt_pipeline is running. Wait until it has ended" in made.log
     assert (dry.state, dry.tasks["retry"]) == ("success", "skipped")
@@ -480,7 +527,8 @@ def test_a_failed_pipeline_is_repaired_on_airflow_2(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
     """A run that failed for another's lock on a file: left alone at first, retried with a bound over
-    all rounds, and made whole when the lock is gone. One that failed for its data is reported, once."""
+    all rounds, and made whole when the lock is gone. So is one whose dbt could not connect at all. Those
+    that failed for their data, too or alone, are reported, once."""
     other = tmp_path / "other.duckdb"
     with slack() as told, lock(other) as holder:
         made = company(
@@ -495,15 +543,25 @@ def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
         )
         build = ("--", "dbt", "build", "--vars", json.dumps({"run_date": DAY}))
         assert here.recover("exec", "--run-id", "night/data", *build).code == 1
-        model = here.root / "models/intermediate/int_contracts.sql"
-        model.write_text(
-            "{{ config(pre_hook=\"attach if not exists '{{ env_var('OTHER') }}' as other "
-            f'(read_only)") }}}}\n{MEND}\nwhere (select count(*) from other.main.rows) = 1'
+        views, model = (
+            here.root / f"models/intermediate/int_{name}.sql" for name in ("views", "contracts")
         )
+        attach = (
+            "{{ config(pre_hook=\"attach if not exists '{{ env_var('OTHER') }}' as other "
+            '(read_only)") }}\n'
+        )
+        plain = views.read_text()
+        views.write_text(attach + plain)
+        assert here.recover("exec", "--run-id", "night/mixed", *build).code == 1
+        views.write_text(plain)
+        model.write_text(f"{attach}{MEND}\nwhere (select count(*) from other.main.rows) = 1")
         # Two tries of Airflow's own; they do not count.
         for number in (1, 2):
             task = here.having(AIRFLOW_CTX_TASK_ID="build", AIRFLOW_CTX_TRY_NUMBER=number)
             assert task.recover("exec", "--run-id", "night/lock", *build).code == 1
+        with lock(here.database):  # dbt itself gives up
+            connect = ("exec", "--run-id", "night/connect", *build, "--select", "stg_views")
+            assert here.recover(*connect).code == 2
         before = len(made.here.calls)
 
         def a_round(due: str = "", **params: int) -> dict[str, Any]:
@@ -521,31 +579,43 @@ def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
     log = made.log
     assert (early.state, early.xcoms["find"]) == ("success", []), log
     assert "night/lock: ended just now, left alone" in log
-    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=2"], "again": False}
-    assert (tried.state, tried.xcoms["find"]) == ("failed", [asked]), log
-    assert tried.tasks["retry[0]"] == "failed"
+    asked = [
+        {"run": f"night/{name}", "words": ["--on=transient", "--attempts=2"], "again": False}
+        for name in ("connect", "lock")
+    ]
+    assert (tried.state, tried.xcoms["find"]) == ("failed", asked), log
+    assert (tried.tasks["retry[0]"], tried.tasks["retry[1]"]) == ("success", "failed")
+    assert tried.xcoms["retry[0]"]["outcome"] == "recovered"
     assert (spent.state, spent.xcoms["find"]) == ("success", []), log
     assert "night/lock: still failing after 2 retries" in log
-    asked = {"run": "night/lock", "words": ["--on=transient", "--attempts=1"], "again": False}
-    assert (mended.state, mended.xcoms["find"]) == ("success", [asked]), log
+    last = {"run": "night/lock", "words": ["--on=transient", "--attempts=1"], "again": False}
+    assert (mended.state, mended.xcoms["find"]) == ("success", [last]), log
     assert mended.xcoms["retry[0]"]["outcome"] == "recovered"
-    assert len(made.executed(since=before)) == 3
-    assert all("model.company.int_contracts" in each for each in made.executed(since=before))
+    connected, *others = made.executed(since=before)
+    assert connected == ["model.company.stg_views"]
+    assert len(others) == 3
+    assert all("model.company.int_contracts" in each for each in others)
     assert {r["run_id"]: r["status"] for r in made.recover("runs")["runs"]} == {
+        "night/connect": "recovered",
         "night/lock": "recovered",
+        "night/mixed": "failed",
         "night/data": "failed",
     }
     # Slack: of each thing that a person has to know; a round later nothing of it again.
     assert later.xcoms["find"] == []
-    assert log.count("night/data: not retried: data") == 4
+    mixed, data = (
+        f"not retried: not all that failed is transient ({which})"
+        for which in ("data, transient", "data")
+    )
+    assert log.count(f"night/data: {data}") == log.count(f"night/mixed: {mixed}") == 4
     said = [m["blocks"][0]["text"]["text"] for m in told.messages]
     one_failed = "run night/lock: 1 still failing (exit code 1). Mend the cause, then "
     assert said == [
         f"dbt_repair_scheduled: {text}"
         for text in (
-            *("not retried: data", f"{one_failed}trigger dbt_repair again"),
-            *("still failing after 2 retries", "not retried: data"),
-            *("not retried: data", "recovered"),
+            *(mixed, data, "recovered", f"{one_failed}trigger dbt_repair again"),
+            *("still failing after 2 retries", mixed, data),
+            *(mixed, data, "recovered"),
         )
     ]
 
@@ -624,6 +694,9 @@ os.environ["DBT_RECOVER_BIN"] = "/does/not/exist"
 os.environ["AIRFLOW_CONN_SLACK_DATA_ALERTS"] = connections[0]
 said.append(recover_alert.alert_on_failure(context))
 said.append(recover_alert.alert_on_failure({}))
+import three_domain_exercise
+said.append(three_domain_exercise.log_failure(context))
+said.append(three_domain_exercise.log_failure({}))
 
 import recover_repair
 from recover_airflow import AirflowException
@@ -639,6 +712,7 @@ def attempt(run, *words, by_itself=False, **environ):
     os.environ.clear()
     os.environ.update(kept)
 os.environ["DBT_RECOVER_BIN"] = bin
+said.append(three_domain_exercise.log_failure(context))
 os.environ["DBT_PROJECT_DIR"] = project
 attempt(run)
 attempt(run, by_itself=True)
@@ -651,6 +725,15 @@ attempt(run, DBT_RECOVER_ARCHIVE="/dev/null/archive")
 attempt(run, DBT_RECOVER_BIN="/does/not/exist")
 attempt(run, DBT_PROJECT_DIR="/does/not/exist")
 attempt("dag/whole")
+import repair
+from recover_repair import PARAMS
+shown = {"run": {"run_id": run}, "nodes": [{"unique_id": "model.company.fct_revenue"}]}
+ti.xcom_pull = lambda task_ids: shown
+approved = repair.RetryAsApproved(task_id="retry_as_approved", run=run)
+try:
+    approved.execute({"ti": ti, "params": {k: p.value for k, p in PARAMS.items()}})
+except AirflowException as error:
+    ended.append([type(error).__name__, str(error)])
 os.environ["DBT_RECOVER_BIN"] = "/does/not/exist"
 attempt(run, by_itself=True)
 recover_repair.tell_of("dag/<gone>", "a < b")  # with no dbt-recover: it does not raise
@@ -674,7 +757,10 @@ for given in ("/writable/target", ""):
     step = recover_layers.DbtStep(task_id="dbt_run_a", words=["run"], own_target=True)
     step.execute({"ti": ti, "dag_run": None})
     targets.append(open(os.environ["TOLD"]).read())
-json.dump([said, ended, text, targets], open(answer, "w"))
+os.environ["DBT_RECOVER_BIN"] = bin
+ti.run_id = "live"
+live = recover_alert._alert({**context, "exception": "boom"})["text"]
+json.dump([said, ended, [text, live], targets], open(answer, "w"))
 """
 
 
@@ -696,19 +782,40 @@ def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None
     archive = Archive(LocalStorage(made.here.home / "archive"))
     whole = ("dbt", "run", "--select", "stg_accounts")
     assert here.recover("exec", "--run-id", "dag/whole", "--", *whole).code == 0
+    # A dbt of which a node has failed while another is at work, in a warehouse of its own.
+    relay = written(tmp_path / "relay", RELAY).having(
+        DBT_RECOVER_ARCHIVE=archive.storage.url, THREADS=2, FAIL="side", WAIT="late"
+    )
+    os.mkfifo(tmp_path / "gate")
+    live = ("exec", "--run-id", "dag/live", "--", "dbt", "build")
     nowhere = tmp_path / "elsewhere"
     nowhere.mkdir()
     worker = Company(made.here, version, {"DBT_PROJECT_DIR": str(nowhere)})
     with slack() as good, slack(status=500) as bad, slack(hangs=True) as stuck:
         words = (str(made.here.root), worker.environment()["DBT_RECOVER_BIN"], run)
         connections = (good.connection, bad.connection, stuck.connection, "")
-        with Lease(archive, resolve(archive, run)):
-            said, ended, at_work, targets = worker.python(_ALERT, *words, *connections)
-    assert said == [None] * 6
+        at_work = relay.having(GATE=tmp_path / "gate").start(*live)
+        with Lease(archive, resolve(archive, run)), at_work as running:
+            running.until(lambda: _failed(archive, "dag/live") == [SIDE], "a node has failed")
+            said, ended, alerts, targets = worker.python(_ALERT, *words, *connections)
+    assert said == [None] * 9
+    # The exercise's own: a line of JSON, also where the archive cannot be asked.
+    lines = [line for line in worker.log.splitlines() if line.startswith("ALERT ")]
+    blind, full = (json.loads(line.removeprefix("ALERT ")) for line in lines)
+    assert (blind["failed"], full["failed"][0]["unique_id"]) == (
+        None,
+        "model.company.int_contracts",
+    )
+    assert (full["event"], full["task"], full["try"]) == ("dbt_task_failed", "dbt_run", 3)
+    assert "the alert could not be made" in worker.log
     _each_end_is_said(run, ended)
     # Others of the run are at work: `notify` by itself has nothing to tell then.
-    assert "it does not say why\nFailed so far" in at_work
-    assert "`fct_a` (data): no &lt;b&gt; &amp; c" in at_work
+    at_work_now, live_too = alerts
+    assert "it does not say why\nFailed so far" in at_work_now
+    assert "`fct_a` (data): no &lt;b&gt; &amp; c" in at_work_now
+    assert "failed, run `live`\nboom\nFailed so far; other tasks of the run are still" in live_too
+    assert "\n`side` (data): Conversion Error: " in live_too
+    assert "When they have ended, trigger `dbt_repair`." in live_too
     assert targets == ["/writable/target/dbt_run_a", "target/dbt_run_a"]
     alert, plain, cannot, gone = good.messages
     assert "Set DBT_RECOVER_BIN" in cannot["text"]
@@ -728,11 +835,19 @@ def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None
         assert each.url not in worker.log
 
 
+def _failed(archive: Archive, run: str) -> list[str]:
+    """What has failed in it so far."""
+    fresh = Archive(archive.storage)
+    try:
+        return [n.unique_id for n in failed_nodes(load(fresh, resolve(fresh, run)).state)]
+    except NotFoundError:  # not yet
+        return []
+
+
 def _each_end_is_said(run: str, ended: list[tuple[str, Any]]) -> None:
     """Of `Retry`: what it raised or returned."""
-    locked, gives_way, refused, failing, unknown, no_archive, no_bin, no_project, whole, untold = (
-        ended
-    )
+    locked, gives_way, refused, failing, unknown, no_archive, no_bin, no_project, *more = ended
+    whole, another, untold = more
     fails, may_pass = "AirflowFailException", "AirflowException"
     assert locked[0] == fails
     assert locked[1].startswith(f"locked, nothing was run: somebody is at work on run {run}")
@@ -750,11 +865,14 @@ def _each_end_is_said(run: str, ended: list[tuple[str, Any]]) -> None:
     assert "model.company.int_contracts (data): " in failing[1]
     assert unknown[0] == fails
     assert "no run 'dag/nosuch'" in unknown[1]
-    assert f"the latest runs are dag/whole, {run}" in unknown[1]
+    assert f"the latest runs are dag/live, dag/whole, {run}" in unknown[1]
     assert "/dev/null/archive is not a directory" in no_archive[1]
     assert no_bin[0] == no_project[0] == untold[0] == fails
     assert "Set DBT_RECOVER_BIN" in untold[1], "the retry's own end, not that of telling it"
     assert "Set DBT_RECOVER_BIN" in no_bin[1]
     assert "Set DBT_PROJECT_DIR" in no_project[1]
     assert (whole[0], whole[1]["outcome"]) == ("", "already_complete")
+    assert another[0] == fails
+    assert f"the plan of run {run} is another one by now. New in it: model.company." in another[1]
+    assert f"trigger dbt_repair again with run {run}" in another[1]
     assert not any("\x1b" in str(said) for _, said in ended)

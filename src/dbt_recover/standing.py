@@ -31,12 +31,15 @@ def standing(
                 f"whether anything of run {run_id} is to run again is known when dbt was asked",
                 f"dbt-recover plan {as_word(run_id)} --ask-dbt",
             )
-        unknown = (r.invocation for r in run.recorded if not r.complete)
-        first = next((i for i in unknown if i.invocation_id not in run.intended), run.state.first)
-        line = command_again(run.state, run.graph, first)
+        early = (r.invocation for r in run.recorded if not r.complete)
+        unknown = next((i for i in early if i.invocation_id not in run.intended), run.state.first)
+        line = command_again(run.state, run.graph, unknown)
         return Standing("refused", run.state.warnings[0], f"run that command again: {line}", line)
     if plan.dropped:
-        names = [name_of(run.graph, uid) for uid in plan.dropped]
+        left = unsettled(run.state)
+        failed = {uid for uid in left if left[uid].result.status in FAILURES}
+        first = sorted(plan.dropped, key=lambda uid: (uid not in failed, uid))
+        names = [name_of(run.graph, uid) for uid in first]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         return Standing(
             "failing",

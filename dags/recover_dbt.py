@@ -51,10 +51,10 @@ log = logging.getLogger("recover_dbt")
 
 # ---- exit codes --------------------------------------------------------------------------------
 
-NOT_FOUND, LOCKED, REFUSED = 10, 11, 12
+WRONG, NOT_FOUND, LOCKED, REFUSED = 2, 10, 11, 12
 MEANINGS = {
     1: "nodes are failing",
-    2: "dbt or dbt-recover was called wrongly, or dbt could not parse the project",
+    WRONG: "dbt or dbt-recover was called wrongly, or dbt could not parse the project",
     NOT_FOUND: "there is no such run or archive",
     LOCKED: "somebody else is at work on this run",
     REFUSED: "refused for safety",

@@ -17,7 +17,18 @@ from recover_airflow import (
     Param,
 )
 from recover_alert import escaped, tell_slack
-from recover_dbt import LOCKED, NOT_FOUND, POOL, REFUSED, Command, Context, Ended, ask, environment
+from recover_dbt import (
+    LOCKED,
+    NOT_FOUND,
+    POOL,
+    REFUSED,
+    WRONG,
+    Command,
+    Context,
+    Ended,
+    ask,
+    environment,
+)
 
 log = logging.getLogger("recover_dbt")
 
@@ -91,7 +102,8 @@ PARAMS: dict[str, Param] = {
         "",
         type=["null", "string"],
         title="Only these",
-        description="A dbt selection: only these nodes of the plan. Empty: all of it.",
+        description="A dbt selection: only these nodes of the plan. Empty: all of it. Names, tags and "
+        "paths, with + and *, separated by blanks; no quotes.",
         pattern=rf"^{NO_DOTS}([\w@+*][\w.:+*@,/-]*( [\w@+*][\w.:+*@,/-]*)*)?{END}",
         maxLength=1000,
         examples=["stg_events+", "tag:staging", "path:models/marts stg_accounts"],
@@ -185,7 +197,10 @@ def what_stops(made: Mapping[str, Any]) -> AirflowException | None:
         return AirflowFailException(f"locked, nothing was run: {why} (exit code {LOCKED})")
     if nothing["outcome"] == "refused":
         return refusal(run, why)
-    return AirflowFailException(f"nothing was run: {why} (exit code 1)")
+    return AirflowFailException(
+        f"nothing was run: {why}\nThen trigger dbt_repair again with `Only these` (select) empty, or "
+        "with some of these (exit code 1)"
+    )
 
 
 def failure(run: str, ended: Ended) -> AirflowException:
@@ -197,8 +212,8 @@ def failure(run: str, ended: Ended) -> AirflowException:
         )
     if ended.code == REFUSED:
         return refusal(run, ended.why)
-    if ended.code == NOT_FOUND:
-        return AirflowFailException(f"{ended.why} (exit code {NOT_FOUND})")
+    if ended.code in (WRONG, NOT_FOUND):  # its own words name the param
+        return AirflowFailException(f"{ended.why} (exit code {ended.code})")
     return ended.failure(f"repair of run {run}")
 
 

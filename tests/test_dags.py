@@ -450,6 +450,7 @@ def test_a_failed_pipeline_is_repaired(tmp_path: Path) -> None:
         r"without int_contracts, ",
         made.log,
     )
+    assert "with `Only these` (select) empty, or with some of these (exit code 1)" in made.log
     assert dry.state == "success"
     assert (dry.tasks["plan"], dry.tasks["retry"]) == ("success", "skipped")
     planned = {node["unique_id"] for node in dry.xcoms["plan"]["nodes"]}
@@ -866,7 +867,9 @@ def _each_end_is_said(run: str, ended: list[tuple[str, Any]]) -> None:
     assert unknown[0] == fails
     assert "no run 'dag/nosuch'" in unknown[1]
     assert f"the latest runs are dag/live, dag/whole, {run}" in unknown[1]
-    assert "/dev/null/archive is not a directory" in no_archive[1]
+    assert no_archive[0] == fails
+    assert no_archive[1].startswith("/dev/null/archive is not a directory\n")
+    assert "(exit code 2)" in no_archive[1]
     assert no_bin[0] == no_project[0] == untold[0] == fails
     assert "Set DBT_RECOVER_BIN" in untold[1], "the retry's own end, not that of telling it"
     assert "Set DBT_RECOVER_BIN" in no_bin[1]

@@ -271,6 +271,15 @@ def test_in_flight_is_known_without_the_selection() -> None:
     assert statuses(merge([killed], {})) == {"model.b": IN_FLIGHT}
 
 
+def test_a_retry_that_died_before_dbt_said_its_target_says_nothing_of_another_one() -> None:
+    first = invocation(1, {"model.a": "error"}, target="prod", args={"target": "prod"})
+    told: dict[str, Any] = {"attempt": 2, "intended": ["model.a"], "complete": False}
+    for target, word, index in (("nosuch", "error", 0), ("prod", UNRECORDED, 1)):
+        died = invocation(2, {}, args={"target": target}, **told)
+        state = merge([first, died], {"i2": frozenset({"model.a"})})
+        assert (statuses(state), state.nodes["model.a"].index) == ({"model.a": word}, index)
+
+
 def test_an_end_of_its_own_leaves_nothing_open() -> None:
     whole = invocation(1, {"model.a": "success"}, exit_code=0)
     state = merge([whole], {"i1": frozenset({"model.a", "model.b"})})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Bucket
-from dbt_recover.errors import EXIT_STILL_FAILING, RefusedError
+from dbt_recover.errors import EXIT_STILL_FAILING, DbtError, RefusedError
 from projects import Checkout, checkout, demo, failed, listing, with_status, without
 
 slow = pytest.mark.slow
@@ -273,6 +273,9 @@ def test_vars_and_threads_are_overridden_one_by_one(daily: Checkout) -> None:
 
 @slow
 def test_another_target_is_refused_until_allowed(daily: Checkout) -> None:
+    # One that is not there: dbt ends before it runs a node, and the run's own target stays.
+    mistyped = daily.recover("retry", "--target", "nosuch", "--allow-other-target")
+    assert mistyped.code == DbtError.exit_code, mistyped
     before = listing(daily.home)
     refused = daily.recover("retry", "--target", "dev", "-o", "json")
     assert refused.code == RefusedError.exit_code

@@ -150,10 +150,11 @@ class _Words:
     def _elsewhere(self, index: int, before: Iterable[NodeState]) -> bool:
         """Whether it is a retry into a target where none of this was built."""
         invocation = self._invocations[index]
-        if self._any_target or invocation.intended is None or not invocation.target:
+        own = _target(invocation)
+        if self._any_target or invocation.intended is None or not own:
             return False
-        targets = {self._invocations[w.index].target for w in before}
-        return "" not in targets and invocation.target not in targets
+        targets = {_target(self._invocations[w.index]) for w in before}
+        return "" not in targets and own not in targets
 
     def forget(self, gone: Iterable[str]) -> None:
         for uid in gone:
@@ -188,7 +189,7 @@ def settings_apart(invocations: Sequence[Invocation]) -> list[int]:
             enc_hook=str,
             order="sorted",
         )
-        target = invocation.target or str(args.get("target") or "")
+        target = _target(invocation)
         # One that died early has not said its target.
         same = [
             n for n, (r, t) in enumerate(known) if r == rest and (t == target or not (t and target))
@@ -203,6 +204,11 @@ def settings_apart(invocations: Sequence[Invocation]) -> list[int]:
 
 _WINDOW = ("event_time_start", "event_time_end")
 _DIGITS = re.compile(r"\D")
+
+
+def _target(invocation: Invocation) -> str:
+    """As dbt said it; of one that died before that, as it was told."""
+    return invocation.target or str(invocation.args.get("target") or "")
 
 
 def _ephemeral(graph: Graph | None) -> set[str]:

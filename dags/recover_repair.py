@@ -188,6 +188,9 @@ def what_stops(made: Mapping[str, Any]) -> AirflowException | None:
     """What a retry of this plan would end with before it began; None if nothing stops it."""
     run, nothing = made["run"]["run_id"], made["nothing_to_run"]
     if nothing is None:
+        busy = [w["message"] for w in made["warnings"] if w["code"] == "at_work"]
+        if busy:
+            return AirflowFailException(f"locked, nothing was run: {busy[0]} (exit code {LOCKED})")
         stops = [f"{w['message']} ({w['flag']})" for w in made["warnings"] if w["stops"]]
         return refusal(run, "\nalso: ".join(stops)) if stops else None
     why = f"{nothing['message']}\n  {nothing['next_step']}"

@@ -761,7 +761,11 @@ for given in ("/writable/target", ""):
 os.environ["DBT_RECOVER_BIN"] = bin
 ti.run_id = "live"
 live = recover_alert._alert({**context, "exception": "boom"})["text"]
-json.dump([said, ended, [text, live], targets], open(answer, "w"))
+busy = [str(recover_repair.what_stops(repair.planned([], "dag/live")))]
+warned = {"code": "at_work", "message": "its dbt runs", "stops": False, "flag": None}
+early = {"run": {"run_id": "r"}, "nodes": [1], "nothing_to_run": None, "warnings": [warned]}
+busy.append(str(recover_repair.what_stops(early)))
+json.dump([said, ended, [text, live, busy], targets], open(answer, "w"))
 """
 
 
@@ -811,7 +815,9 @@ def test_the_alert_never_hides_the_failure(version: str, tmp_path: Path) -> None
     assert "the alert could not be made" in worker.log
     _each_end_is_said(run, ended)
     # Others of the run are at work: `notify` by itself has nothing to tell then.
-    at_work_now, live_too = alerts
+    at_work_now, live_too, busy = alerts
+    assert busy[0].startswith("locked, nothing was run: run dag/live is still at work: dbt build, ")
+    assert busy[1] == "locked, nothing was run: its dbt runs (exit code 11)"
     assert "it does not say why\nFailed so far" in at_work_now
     assert "`fct_a` (data): no &lt;b&gt; &amp; c" in at_work_now
     assert "failed, run `live`\nboom\nFailed so far; other tasks of the run are still" in live_too

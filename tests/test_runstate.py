@@ -156,6 +156,7 @@ def test_what_another_day_has_built_is_no_word_on_this_day() -> None:
     made.append(of_day(4, {"model.log": "success"}, 1, attempt=2, intended=["model.log"]))
     state = merge(made, {}, apart=apart)
     assert (state.nodes["model.log"].result.status, state.nodes["model.log"].index) == ("error", 1)
+    assert (merge(made[:3], {}, apart=apart).waiting, state.waiting) == (1, 0)
 
     made.append(of_day(5, {"model.log": "success"}, 2, attempt=3, intended=["model.log"]))
     state = merge(made, {}, apart=apart)

@@ -174,6 +174,9 @@ class RunState(msgspec.Struct, frozen=True):
     """Every node the run was meant to execute."""
     warnings: list[str] = []
     """What could not be known, one sentence each."""
+    waiting: int = 0
+    """With how many other settings (vars, target) there is something left to do: `nodes` are with
+    the first of them."""
 
     @property
     def first(self) -> Invocation:

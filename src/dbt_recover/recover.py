@@ -117,6 +117,7 @@ def plan_run(
         *_surroundings(run, plan, options, project),
         *_unknown_settings(run, plan, options),
         *_undeclared(run, pipelines),
+        *_other_settings(run),
     ]
     if archive is not None:
         around += _built_later(archive, run, plan, options)
@@ -239,6 +240,18 @@ def _undeclared(run: LoadedRun, pipelines: Sequence[Pipeline]) -> list[PlanWarni
             f"this run has steps; whether any should have come after "
             f"{last.step or ' '.join(last.argv)!r} is not known here. Declare them under "
             "[[pipeline]] in dbt_recover.toml and a retry resumes those that never began",
+        )
+    ]
+
+
+def _other_settings(run: LoadedRun) -> list[PlanWarning]:
+    if not run.state.waiting:
+        return []
+    return [
+        PlanWarning(
+            "other_settings",
+            f"this run executed nodes with several vars or targets, and this plan is of one; for "
+            f"{run.state.waiting} more something is left: retry again after this one",
         )
     ]
 

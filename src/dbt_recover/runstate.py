@@ -87,7 +87,9 @@ def merge(
                 result = msgspec.structs.replace(result, status="no-op")
             words.say(NodeState(result, invocation.attempt, invocation.invocation_id, index))
     first = ordered[0].invocation.run
-    return RunState(first, [r.invocation for r in ordered], words.now(), list(warnings))
+    return RunState(
+        first, [r.invocation for r in ordered], words.now(), list(warnings), words.waiting
+    )
 
 
 class _Words:
@@ -164,12 +166,20 @@ class _Words:
     def now(self) -> dict[str, NodeState]:
         """Of nodes that are apart the words with one setting: the first that anything is left of.
         So that what is planned together belongs together."""
-        left = {s for each in self._each.values() for s in _unsettled(each)}
+        left = self._left()
         chosen = min(left, default=max(self._settings[-1:], default=0))
         return {
             uid: self._each[uid].get(chosen, word) if uid in self._each else word
             for uid, word in self.last.items()
         }
+
+    def _left(self) -> set[int]:
+        return {s for each in self._each.values() for s in _unsettled(each)}
+
+    @property
+    def waiting(self) -> int:
+        """How many settings are not the chosen one, and have something left."""
+        return max(len(self._left()) - 1, 0)
 
 
 def _unsettled(each: Mapping[int, NodeState]) -> list[int]:

@@ -212,8 +212,12 @@ def test_a_pipeline_in_layers_fails_and_is_recovered(
     planned = {n["unique_id"]: n["class"] for n in here.recover("plan", "-o", "json").json["nodes"]}
     assert planned[STG_CONTRACTS] == "data"
     assert planned[FCT_CONTRACTS] is None
-    ran = here.recover("retry", "-o", "json")
+    front.seen.clear()
+    ran = here.recover("--no-query-tag", "retry", "-o", "json")
     assert (ran.code, ran.json["outcome"]) == (0, "recovered"), ran
+    commented = [q for q in front.seen if created("stg_contracts") in q]
+    assert commented
+    assert all('"run": null' in q for q in commented)
     assert sorted(planned) == sorted(ran.json["executed"])
     assert tables(front, "LAYERS") == clean
 
@@ -321,6 +325,18 @@ def test_answers_of_the_service_are_told_apart(front: Front, tmp_path: Path) -> 
             "Authentication token has expired.  The user must authenticate again.",
         ),
     )
+    building(
+        front,
+        "stg_product_events",
+        answer=(
+            "090073",
+            "22000",
+            (
+                "Warehouse 'TRANSFORMING_WH' cannot be resumed because resource monitor 'MONTHLY' has "
+                "exceeded its quota."
+            ),
+        ),
+    )
     build = ("dbt", "build", "--select", "tag:raw", "tag:staging", *LEFT_OUT)
     assert here.recover("exec", "--", *build).code == 1
     failed = failures(here)
@@ -329,7 +345,9 @@ def test_answers_of_the_service_are_told_apart(front: Front, tmp_path: Path) -> 
         "stg_invoices": ("transient", "000625"),
         "stg_plans": ("permission", "003001"),
         "stg_accounts": ("transient", "390114"),
+        "stg_product_events": ("quota", "090073"),
     }
+    assert "warehouse 'transforming_wh' cannot" in here.recover("notify").out.lower()
     assert all(len(n["query_id"] or "") == 36 for n in failed.values())
     # A retry that is for the transient ones alone is not for this run.
     stopped = here.recover("retry", "--on", "transient")
@@ -409,7 +427,9 @@ def test_the_service_is_gone_for_good(front: Front, tmp_path: Path) -> None:
     """In the middle of a query the connector asks again without end: who started it gives up."""
     with tcp_front(front.port) as tcp:
         front.tcp = tcp
-        here = project(tmp_path / "here", front, "GONE").having(TARGET="token")
+        mine = '{"mine": 1}'
+        here = project(tmp_path / "here", front, "GONE")
+        here = here.having(TARGET="token", DBT_RECOVER_QUERY_TAG=mine)
         gone = building(front, "stg_plans", gone=True)
         command = ("dbt", "build", "--select", "raw_plans", "stg_plans")
         with here.start("exec", "--", *command, "--exclude", "resource_type:test") as running:
@@ -424,6 +444,9 @@ def test_the_service_is_gone_for_good(front: Front, tmp_path: Path) -> None:
         assert (ran.code, ran.json["executed"]) == (0, [STG_PLANS]), ran
         said = {(login["AUTHENTICATOR"], login["TOKEN"]) for login in front.logins}
         assert said == {("OAUTH", SECRETS["TOKEN"])}
+        tagged = [q for q in front.seen if created("stg_plans") in q]
+        assert tagged
+        assert all(f'"run": {mine}' in q for q in tagged)
         keeps_no_secret(here)
 
 
@@ -431,7 +454,7 @@ def test_the_service_is_gone_for_good(front: Front, tmp_path: Path) -> None:
 _IMPATIENT = """
 try:
     from snowflake.connector import network
-    network.DEFAULT_SOCKET_CONNECT_TIMEOUT = 3
+    network.DEFAULT_SOCKET_CONNECT_TIMEOUT = 6
 except ImportError:
     pass
 """

@@ -70,6 +70,7 @@ def test_what_dbt_built_before_a_hook_failed_is_built() -> None:
         "code",
         "Catalog Error: Table with name nowhere does not exist!",
     )
+    assert merged[HOOK].message.splitlines()[-1] == 'Did you mean "pg_indexes"?'
     assert journal.error == ""
 
 

@@ -147,8 +147,11 @@ def test_dbt_v2_gives_up(tmp_path: Path) -> None:
     assert ran.code == 0, ran
     assert ": 7 of 7 nodes run again" in ran.err
 
+    # A second run within the minute is one of its own, although v2's ids begin with the time.
     broken = here.having(AUDIT="nowhere")
     assert broken.recover("exec", "--", "dbt", "build").code == 1
+    statuses = [r["status"] for r in here.recover("runs", "-o", "json").json["runs"]]
+    assert statuses == ["failed", "recovered"]
     shown = here.recover("show", "-o", "json").json
     assert [(n["unique_id"].split(".")[0], n["class"]) for n in shown["failed"]] == [
         ("operation", "code")

@@ -22,6 +22,7 @@ from dbt_recover.model import (
     Recorded,
     RunInfo,
     RunState,
+    default_run_id,
 )
 from dbt_recover.runstate import (
     counts,
@@ -576,3 +577,16 @@ def test_ephemeral_models_are_no_nodes() -> None:
     again = invocation(2, {"model.a": "success"}, attempt=2)
     assert statuses(merge([stopped], {}, graph=graph)) == {"model.a": "skipped"}
     assert not unsettled(merge([stopped, again], {}, graph=graph))
+
+
+@pytest.mark.parametrize(
+    "ident, end",
+    [
+        ("4f7c2a10-9c1e-4b7a-8f00-0123456789ab", "4f7c2a10"),
+        ("01a2068b-7e97-72b0-8415-ed016904b6df", "6904b6df"),  # dbt v2: the first part is the time
+        ("unknown-c0ffee00c0ffee00", "c0ffee00"),
+        ("7777", "7777"),
+    ],
+)
+def test_the_id_of_a_run_that_nobody_named(ident: str, end: str) -> None:
+    assert default_run_id("2026-01-31T06:00:00Z", ident) == f"2026-01-31-{end}"

@@ -186,7 +186,8 @@ _BACKTRACE = re.compile(r"\n {2,}0: ")
 def _words(text: str | None, hidden: Sequence[str]) -> str:
     """The error without dbt's own backtrace, and without where in the project it was."""
     said = scrub(_BACKTRACE.split(text or "", maxsplit=1)[0], hidden)
-    return "\n".join(ln for ln in said.split("\n") if not ln.startswith("  --> ")).strip()
+    nowhere = ("  --> ", "(in <RUN_OPERATION>:")
+    return "\n".join(ln for ln in said.split("\n") if not ln.startswith(nowhere)).strip()
 
 
 def _uuid(trace: str) -> str:

@@ -67,8 +67,11 @@ class RunInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def default_run_id(began: str, invocation_id: str) -> str:
-    """The id of a run that nobody named: its day and the beginning of dbt's invocation_id."""
-    return f"{began[:10]}-{invocation_id.removeprefix('unknown-')[:8]}"
+    """The id of a run that nobody named: its day and the beginning of dbt's invocation_id; of that
+    of dbt v2 the end, for it begins with the time (UUID version 7), the same for a minute."""
+    ident = invocation_id.removeprefix("unknown-")
+    by_time = len(ident) == 36 and ident[14] == "7"
+    return f"{began[:10]}-{ident[-8:] if by_time else ident[:8]}"
 
 
 class DeclaredStep(msgspec.Struct, frozen=True, omit_defaults=True):

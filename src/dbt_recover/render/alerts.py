@@ -30,7 +30,8 @@ def headline(alert: Alert) -> str:
     if alert.blocked:
         parts.append(f"{len(alert.blocked)} not built")
     after = f" after attempt {alert.attempts}" if alert.attempts > 1 else ""
-    return f"dbt run {alert.run_id} failed{after}: {', '.join(parts)}, of {alert.total} nodes"
+    of = f", of {alert.total} node{'s' * (alert.total > 1)}" if alert.total else ""
+    return f"dbt run {alert.run_id} failed{after}: {', '.join(parts)}{of}"
 
 
 def exposures(alert: Alert, limit: int | None = None) -> str:

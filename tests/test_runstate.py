@@ -193,6 +193,28 @@ def test_a_declared_step_that_never_began_is_not_what_another_day_did() -> None:
     assert statuses(state) == {"model.a": UNRECORDED}
 
 
+def test_a_test_of_two_layers_waits_for_the_step_of_the_second() -> None:
+    project = Graph(
+        [
+            Node("model.a", "model", materialized="table"),
+            Node("model.b", "model", materialized="table"),
+            Node("test.a", "test", depends_on=["model.a"]),
+            Node("test.ab", "test", depends_on=["model.a", "model.b"]),
+        ]
+    )
+    made = [
+        invocation(1, {"model.a": "success"}),
+        invocation(2, {"test.a": "pass", "test.ab": "pass"}),
+        invocation(3, {"model.b": "success"}),
+        invocation(4, {}, complete=False, end=NEVER_BEGAN),
+    ]
+    meant = {"i4": frozenset({"test.a", "test.ab"})}
+    found = statuses(merge(made, meant, graph=project))
+    assert (found["test.a"], found["test.ab"]) == ("pass", UNRECORDED)
+    retry = invocation(5, {"test.ab": "pass"}, attempt=2, intended=["test.ab"])
+    assert describe(merge([*made, retry], meant, graph=project)) == "recovered"
+
+
 def test_what_is_something_else_with_each_setting() -> None:
     def project(schema: str) -> Graph:
         return Graph(

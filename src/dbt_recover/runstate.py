@@ -86,6 +86,8 @@ def merge(
             if result.status == SKIPPED and invocation.exit_code == 0:
                 result = msgspec.structs.replace(result, status="no-op")
             words.say(NodeState(result, invocation.attempt, invocation.invocation_id, index))
+    if graph is not None:
+        words.read_too_early(graph, ordered, intended)
     first = ordered[0].invocation.run
     return RunState(
         first, [r.invocation for r in ordered], words.now(), list(warnings), words.waiting
@@ -157,6 +159,29 @@ class _Words:
             return False
         targets = {_target(self._invocations[w.index]) for w in before}
         return "" not in targets and own not in targets
+
+    def read_too_early(
+        self, graph: Graph, ordered: Sequence[Recorded], intended: Mapping[str, frozenset[str]]
+    ) -> None:
+        """What a declared step that never began was to execute, and an earlier step had executed
+        before what it reads was built: a test of two layers, in the first one's step. The step that
+        did not come would have done it again."""
+        for index, record in enumerate(ordered):
+            invocation = record.invocation
+            if invocation.end != NEVER_BEGAN:
+                continue
+            for uid in intended.get(invocation.invocation_id, frozenset()):
+                word = self.last.get(uid)
+                if word is None or word.result.status not in SUCCESSES or uid not in graph.nodes:
+                    continue
+                if graph.nodes[uid].resource_type == "unit_test":
+                    continue  # it reads no rows
+                above = [self.last.get(p) for p in relations_read_by(graph, uid)]
+                if any(a is not None and a.index > word.index for a in above):
+                    result = NodeResult(uid, UNRECORDED)
+                    self.last[uid] = NodeState(
+                        result, invocation.attempt, invocation.invocation_id, index
+                    )
 
     def forget(self, gone: Iterable[str]) -> None:
         for uid in gone:

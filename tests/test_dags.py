@@ -592,9 +592,10 @@ def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
     last = {"run": "night/lock", "words": ["--on=transient", "--attempts=1"], "again": False}
     assert (mended.state, mended.xcoms["find"]) == ("success", [last]), log
     assert mended.xcoms["retry[0]"]["outcome"] == "recovered"
-    connected, *others = made.executed(since=before)
-    assert connected == ["model.company.stg_views"]
-    assert len(others) == 3
+    # In the round with both, either may have been first.
+    executed = made.executed(since=before)
+    others = [each for each in executed if each != ["model.company.stg_views"]]
+    assert (len(executed), len(others)) == (4, 3), executed
     assert all("model.company.int_contracts" in each for each in others)
     assert {r["run_id"]: r["status"] for r in made.recover("runs")["runs"]} == {
         "night/connect": "recovered",
@@ -611,14 +612,15 @@ def test_what_time_can_mend_is_retried_by_itself(tmp_path: Path) -> None:
     assert log.count(f"night/data: {data}") == log.count(f"night/mixed: {mixed}") == 4
     said = [m["blocks"][0]["text"]["text"] for m in told.messages]
     one_failed = "run night/lock: 1 still failing (exit code 1). Mend the cause, then "
-    assert said == [
-        f"dbt_repair_scheduled: {text}"
-        for text in (
-            *(mixed, data, "recovered", f"{one_failed}trigger dbt_repair again"),
-            *("still failing after 2 retries", mixed, data),
-            *(mixed, data, "recovered"),
-        )
-    ]
+    rounds = (
+        [mixed, data, "recovered", f"{one_failed}trigger dbt_repair again"],
+        ["still failing after 2 retries", mixed, data],
+        [mixed, data, "recovered"],
+    )
+    for expected in rounds:
+        heard, said = said[: len(expected)], said[len(expected) :]
+        assert sorted(heard) == sorted(f"dbt_repair_scheduled: {text}" for text in expected)
+    assert said == []
 
 
 @slow

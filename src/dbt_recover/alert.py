@@ -9,11 +9,11 @@ from datetime import datetime
 from . import redact
 from .diagnose import ADVICE, Diagnosis, diagnoses, gave_up, unwrap
 from .graph import TESTS, Graph
-from .hazards import command_again
 from .load import LoadedRun
 from .model import IN_FLIGHT, SKIPPED, UNRECORDED, RunState, as_word
 from .plan import name_of
 from .runstate import describe, unsettled
+from .standing import command_of_hook
 
 FAILED, RECOVERED, SUCCESS, RUNNING = "failed", "recovered", "success", "running"
 
@@ -125,7 +125,7 @@ def _command(state: RunState, graph: Graph) -> str:
     """Hooks alone are no retry's: dbt runs them only with a command."""
     left = sorted(unsettled(state))
     if left and all(uid.startswith("operation.") for uid in left):
-        return command_again(state, graph, left[0])
+        return command_of_hook(state, graph, left[0])
     return f"dbt-recover retry {as_word(state.run.run_id)}"
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from .decision import Plan
 from .errors import RefusedError, UsageError
-from .model import as_word
+from .model import as_word, listing
 
 
 class ApprovedNode(msgspec.Struct, frozen=True):
@@ -57,9 +57,8 @@ def check_approved(plan: Plan, approved: Approved, run_id: str) -> None:
         if node.unique_id not in shown or _wider(node.batches, shown[node.unique_id].batches)
     )
     if more:
-        also = f" and {len(more) - 10} more" if len(more) > 10 else ""
         raise RefusedError(
-            f"the plan of run {run_id} is another one by now. New in it: {', '.join(more[:10])}{also}",
+            f"the plan of run {run_id} is another one by now. New in it: {listing(more, 10)}",
             hint=f"look at it again: dbt-recover plan {as_word(run_id)}",
         )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-
 import msgspec
 
 from .decision import Changes, Draft, PlanWarning, Policy, is_buildable, name_of
 from .graph import Graph, Node
-from .model import SUCCESSES, Invocation, RunState, as_word
+from .model import SUCCESSES, RunState, listing
 
 
 def drift(
@@ -160,8 +158,7 @@ def _looks_at_itself(node: Node, graph: Graph) -> bool:
 
 
 def _names(graph: Graph, uids: list[str]) -> str:
-    names = ", ".join(name_of(graph, u) for u in sorted(uids)[:5])
-    return names + (f" and {len(uids) - 5} more" if len(uids) > 5 else "")
+    return listing([name_of(graph, u) for u in sorted(uids)], 5)
 
 
 def _may_have_committed(uid: str, draft: Draft, state: RunState, graph: Graph) -> bool:
@@ -200,29 +197,3 @@ def _refreshed(uid: str, state: RunState, graph: Graph, policy: Policy) -> bool:
     node = state.nodes.get(uid)
     before = node is not None and state.invocations[node.index].args.get("full_refresh")
     return policy.full_refresh or bool(before)
-
-
-def command_again(state: RunState, graph: Graph, about: str | Invocation = "") -> str:
-    """The line that runs a command of the run again: this one, or that which `about`, a hook,
-    belongs to, else the first. Without what would write the same rows twice."""
-    invocation = state.first
-    if isinstance(about, Invocation):
-        invocation = about
-    elif about in state.nodes:
-        own = state.invocations[state.nodes[about].index]
-        if own.intended is None:  # a retry's command lacks its selection
-            invocation = own
-    twice = sorted(
-        name_of(graph, uid)
-        for uid, node in state.nodes.items()
-        if node.result.status in SUCCESSES
-        and is_buildable(graph, uid)
-        and uid in graph.nodes
-        and not idempotent(graph.nodes[uid])
-    )
-    argv = [
-        *(invocation.argv or ["dbt", invocation.command]),
-        *(["--exclude", *twice] if twice else []),
-    ]
-    step = f" --step {shlex.quote(invocation.step)}" if invocation.step else ""
-    return f"dbt-recover exec --run-id {as_word(state.run.run_id)}{step} -- {shlex.join(argv)}"

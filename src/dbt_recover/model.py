@@ -29,6 +29,13 @@ def as_word(run_id: str) -> str:
     return shlex.quote(run_id)
 
 
+def listing(names: Sequence[str], limit: int | None) -> str:
+    """a, b, c and 4 more."""
+    if limit is None or len(names) <= limit:
+        return ", ".join(names)
+    return ", ".join(names[:limit]) + f" and {len(names) - limit} more"
+
+
 class NodeResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is known of one execution of one node."""
 

@@ -4,11 +4,13 @@ by plan and by retry, so that both say the same.
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
-from .decision import Plan, Standing, name_of
-from .hazards import command_again
-from .model import FAILURES, as_word
+from .decision import Plan, Standing, is_buildable, name_of
+from .graph import Graph
+from .hazards import idempotent
+from .model import FAILURES, SUCCESSES, Invocation, RunState, as_word, listing
 from .runstate import unsettled
 
 if TYPE_CHECKING:
@@ -40,11 +42,10 @@ def standing(
         failed = {uid for uid in left if left[uid].result.status in FAILURES}
         first = sorted(plan.dropped, key=lambda uid: (uid not in failed, uid))
         names = [name_of(run.graph, uid) for uid in first]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         return Standing(
             "failing",
             f"run {run_id} is not whole, and --select or --exclude leaves nothing of its plan: "
-            f"without {', '.join(names[:5])}{more}",
+            f"without {listing(names, 5)}",
             f"see all of it: dbt-recover plan {as_word(run_id)}",
         )
     left = unsettled(run.state)
@@ -53,7 +54,7 @@ def standing(
     # Listed as whole: somebody has taken it so, for all its hooks.
     if hooks and not options.ignore_failed_hooks and listed not in ("success", "recovered"):
         hook = left[hooks[0]]
-        line = command_again(run.state, run.graph, hooks[0])
+        line = command_of_hook(run.state, run.graph, hooks[0])
         return Standing(
             "refused",
             f"every node of run {run_id} was built, but {hooks[0]} "
@@ -63,7 +64,7 @@ def standing(
             line,
             listed,
         )
-    aside = f", {', '.join(sorted(left)[:5])} aside" if left else ""
+    aside = f", {listing(sorted(left), 5)} aside" if left else ""
     return Standing(
         "already_complete",
         f"nothing of run {run_id} is to run again: it is whole{aside}",
@@ -82,3 +83,29 @@ def at_work(run: LoadedRun) -> tuple[str, str]:
         f"{one.pid} on {one.host}"
     )
     return said, "wait until it has ended; if that machine is gone, this passes in a minute"
+
+
+def command_of_hook(state: RunState, graph: Graph, hook: str) -> str:
+    """The line that runs a hook of the run again: dbt does so only with a command."""
+    own = state.invocations[state.nodes[hook].index]
+    # A retry's command lacks its selection.
+    return command_again(state, graph, own if own.intended is None else state.first)
+
+
+def command_again(state: RunState, graph: Graph, invocation: Invocation) -> str:
+    """The line that runs this command of the run again, without what would write the same rows
+    twice."""
+    twice = sorted(
+        name_of(graph, uid)
+        for uid, node in state.nodes.items()
+        if node.result.status in SUCCESSES
+        and is_buildable(graph, uid)
+        and uid in graph.nodes
+        and not idempotent(graph.nodes[uid])
+    )
+    argv = [
+        *(invocation.argv or ["dbt", invocation.command]),
+        *(["--exclude", *twice] if twice else []),
+    ]
+    step = f" --step {shlex.quote(invocation.step)}" if invocation.step else ""
+    return f"dbt-recover exec --run-id {as_word(state.run.run_id)}{step} -- {shlex.join(argv)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..alert import FAILED, RECOVERED, RUNNING, Alert
-from .tables import duration, listing
+from ..model import listing
+from .tables import duration
 
 _SHOWN = 20
 

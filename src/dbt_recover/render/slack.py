@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..alert import FAILED, RECOVERED, Alert, Failure, GaveUp
-from ..model import as_word
+from ..model import as_word, listing
 from .alerts import exposures, headline
-from .tables import listing
 
 # https://docs.slack.dev/reference/block-kit/blocks
 MAX_BLOCKS = 50

@@ -11,7 +11,16 @@ from tabulate import tabulate
 
 from ..diagnose import Diagnosis, diagnoses, gave_up, uncolored
 from ..graph import Graph
-from ..model import FAILURES, IN_FLIGHT, SKIPPED, UNRECORDED, RunState, RunSummary, as_word
+from ..model import (
+    FAILURES,
+    IN_FLIGHT,
+    SKIPPED,
+    UNRECORDED,
+    RunState,
+    RunSummary,
+    as_word,
+    listing,
+)
 from ..plan import Plan, Standing, name_of
 from ..runstate import counts, describe, failed_nodes
 
@@ -127,13 +136,6 @@ def ending(end: str, code: int | None) -> str:
     if end == "exit" or not end:
         return f"exit {code}" if code is not None else "exit"
     return f"{end} (exit {code})" if code is not None and code >= 0 else end
-
-
-def listing(names: Sequence[str], limit: int | None) -> str:
-    """a, b, c and 4 more."""
-    if limit is None or len(names) <= limit:
-        return ", ".join(names)
-    return ", ".join(names[:limit]) + f" and {len(names) - limit} more"
 
 
 def _failures(state: RunState, graph: Graph, full: bool) -> list[str]:
